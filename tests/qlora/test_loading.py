@@ -1,0 +1,199 @@
+"""Loading in four bits: both back ends, the guard, what is refused, and the way back."""
+import copy
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from finetune_lib.core import ConfigError
+from finetune_lib.qlora import loading
+from finetune_lib.qlora.loading import (
+    QuantizationConfig,
+    dequantized,
+    guard_bitsandbytes,
+    import_bitsandbytes,
+    installed,
+    layers_in_4bit,
+    load_base,
+    prepare_for_training,
+)
+from finetune_lib.qlora.nf4 import NF4Linear, quantize
+
+from .conftest import KINDS, tiny_model
+
+functional = import_bitsandbytes().functional
+FAULTY = bool(functional.has_avx512bf16())
+FOUR_BITS = QuantizationConfig()
+
+
+def gradient(model, ids):
+    inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+    model.train()(inputs_embeds=inputs, labels=ids).loss.backward()
+    return inputs.grad
+
+
+def evaluate(model, ids):
+    with torch.no_grad():
+        return model.eval()(input_ids=ids).logits
+
+
+def unguarded(folder):
+    """What transformers alone loads."""
+    return loading.from_safetensors(folder, torch.float32, torch.device("cpu"),
+                                    quantization_config=FOUR_BITS.to_bitsandbytes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_back_ends_quantize_the_same_layers_to_the_same_logits_and_gradients(folders, ids, kind):
+    theirs, ours = load_base(folders[kind], FOUR_BITS), load_base(folders[kind], FOUR_BITS, backend="own")
+    assert set(layers_in_4bit(theirs)) == set(layers_in_4bit(ours))
+    assert torch.equal(evaluate(theirs, ids), evaluate(ours, ids))
+    assert torch.equal(gradient(theirs, ids), gradient(ours, ids))
+    assert not torch.equal(evaluate(ours, ids), evaluate(load_base(folders[kind]), ids))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_head_and_embeddings_stay_in_float(folders, kind):
+    model = load_base(folders[kind], FOUR_BITS, backend="own")
+    assert isinstance(model.get_output_embeddings(), nn.Linear)
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    assert not any("lm_head" in name for name in layers_in_4bit(model))
+
+
+def test_a_model_in_full_is_float32_frozen_nowhere_and_in_eval(folders):
+    model = load_base(folders["llama"])
+    assert not model.training and not layers_in_4bit(model)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_gradients_are_equal_before_and_after_an_evaluation(folders, ids):
+    model = load_base(folders["llama"], FOUR_BITS)
+    before = gradient(model, ids)
+    evaluate(model, ids)
+    assert torch.equal(gradient(model, ids), before)
+
+
+def test_a_merge_after_an_evaluation_is_the_merge_before_it(folders, ids):
+    model = load_base(folders["llama"], FOUR_BITS)
+    before = dequantized(model).state_dict()
+    evaluate(model, ids)
+    after = dequantized(model).state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.skipif(not FAULTY, reason="this CPU has no AVX512-BF16: bitsandbytes does not repack its weights here")
+@pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit")
+def test_without_the_guard_an_evaluation_ruins_the_gradients(folders, ids):
+    model = unguarded(folders["llama"])
+    before = gradient(model, ids)
+    evaluate(model, ids)
+    after = gradient(model, ids)
+    assert torch.cosine_similarity(before.flatten(), after.flatten(), dim=0) < 0.95
+    with pytest.raises(ConfigError, match="must be called before the first evaluation"):
+        guard_bitsandbytes(model)
+
+
+def test_rows_that_are_not_whole_blocks_are_right_or_refused(tmp_path, ids):
+    tiny_model("llama", hidden_size=48, intermediate_size=96).save_pretrained(tmp_path)
+    weight = torch.randn(64, 48)
+    packed, state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    sound = torch.allclose(functional.dequantize_4bit(packed, state), quantize(weight).dequantize())
+    if sound:
+        theirs = load_base(tmp_path, FOUR_BITS)
+        assert torch.equal(evaluate(theirs, ids), evaluate(load_base(tmp_path, FOUR_BITS, "own"), ids))
+    else:
+        with pytest.raises(ConfigError, match="must unpack .* set backend='own'"):
+            load_base(tmp_path, FOUR_BITS)
+        assert evaluate(load_base(tmp_path, FOUR_BITS, backend="own"), ids).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("backend", ["bitsandbytes", "own"])
+def test_the_dequantized_model_answers_alike_and_survives_saving(folders, ids, tmp_path, kind, backend):
+    model = load_base(folders[kind], FOUR_BITS, backend)
+    plain = dequantized(model)
+    assert layers_in_4bit(model) and not layers_in_4bit(plain)
+    plain.save_pretrained(tmp_path)
+    assert torch.equal(evaluate(load_base(tmp_path), ids), evaluate(model, ids))
+
+
+@pytest.mark.parametrize("backend, layer", [("bitsandbytes", "Linear4bit"), ("own", "NF4Linear")])
+def test_a_checkpoint_in_four_bits_is_not_quantized_again(folders, ids, tmp_path, backend, layer):
+    first = load_base(folders["llama"], FOUR_BITS)
+    first.save_pretrained(tmp_path)
+    for asked in (None, FOUR_BITS):
+        model = load_base(tmp_path, asked, backend)
+        assert {type(module).__name__ for module in layers_in_4bit(model).values()} == {layer}
+        assert torch.equal(evaluate(model, ids), evaluate(first, ids))
+    with pytest.raises(ConfigError, match="in nf4 already and is not quantized again to fp4"):
+        load_base(tmp_path, QuantizationConfig(quant_type="fp4"))
+
+
+def test_folders_that_cannot_be_loaded_say_why(folders, tmp_path):
+    with pytest.raises(ConfigError, match="does not exist.*did you mean '" + folders["llama"].name):
+        load_base(folders["llama"].parent / (folders["llama"].name + "x"))
+    with pytest.raises(ConfigError, match="must hold config.json"):
+        load_base(tmp_path)
+    shutil.copy(folders["llama"] / "config.json", tmp_path)
+    with pytest.raises(ConfigError, match="must be in safetensors, got none"):
+        load_base(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
+    with pytest.raises(ConfigError, match=r"only pickles \(pytorch_model.bin\)"):
+        load_base(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes((folders["llama"] / "model.safetensors").read_bytes()[:5000])
+    with pytest.raises(ConfigError, match="no weights could be loaded"):
+        load_base(tmp_path)
+
+
+def test_a_missing_weight_is_refused_and_never_left_random(folders, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copy(folders["qwen2"] / "config.json", tmp_path)
+    weights = load_file(folders["qwen2"] / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="must hold every parameter, got none for model.layers.1.mlp.up_proj.weight"):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("settings, message", [
+    ({"backend": "bnb"}, "backend must be"), ({"dtype": "fp32"}, "unknown dtype 'fp32'"),
+    ({"quantization": QuantizationConfig(compute_dtype="float16")}, "float16 needs a GPU"),
+])
+def test_settings_that_cannot_work_here_are_refused(folders, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        load_base(folders["llama"], device="cpu", **settings)
+
+
+def test_the_configuration_survives_the_way_through_transformers():
+    config = QuantizationConfig(quant_type="fp4", compute_dtype="bfloat16", double_quant=False, skip_modules=("a", "b"))
+    assert QuantizationConfig.from_bitsandbytes(config.to_bitsandbytes("cpu")) == config
+    with pytest.raises(ValueError):
+        QuantizationConfig(bits=4)
+
+
+@pytest.mark.parametrize("quantization", [None, FOUR_BITS])
+def test_a_prepared_model_is_frozen_with_norms_in_float32(folders, quantization):
+    model = load_base(folders["llama"], quantization, dtype="bfloat16")
+    prepare_for_training(model, gradient_checkpointing=True)
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(p.dtype == torch.float32 for name, p in model.named_parameters() if "norm" in name)
+    assert model.is_gradient_checkpointing and model.config.use_cache is False
+
+
+def test_float16_overflows_on_a_planted_outlier_and_bfloat16_does_not():
+    x, w = torch.full((1, 64), 40.0), torch.full((1, 64), 24.0)
+    x[0, 0] = 3000
+    assert not (x.half() @ w.half().T).isfinite().all() and (x.bfloat16() @ w.bfloat16().T).isfinite().all()
+
+
+def test_our_layers_are_copied_and_moved_like_any_other(folders, ids):
+    model = load_base(folders["gpt2"], FOUR_BITS, backend="own")
+    twin = copy.deepcopy(model).to("cpu")
+    assert torch.equal(evaluate(twin, ids), evaluate(model, ids))
+    assert all(isinstance(layer, NF4Linear) for layer in layers_in_4bit(twin).values())
+
+
+def test_the_table_of_what_is_installed_names_each_library():
+    assert {"torch", "transformers", "peft", "bitsandbytes"} <= {row[0] for row in installed().rows}
