@@ -1,0 +1,135 @@
+"""Stages: nothing twice, nothing half, and a change runs exactly what depends on it."""
+import json
+import os
+import shutil
+import signal
+
+import pytest
+from safetensors.torch import load_file
+
+from finetune_lib.core import ConfigError, DataError, read_json
+from finetune_lib.pipeline import stages
+from finetune_lib.pipeline.config import FinetuneConfig, load_config
+from finetune_lib.pipeline.manifest import STAGES, plan
+from finetune_lib.pipeline.run import FineTuningPipeline, share
+
+
+def run_again(finished, *changed):
+    """Names of the stages that a second run of the same folder would do with these settings changed."""
+    values = finished.config.model_dump()
+    for section, name, value in changed:
+        values[section] = value if name is None else {**values[section], name: value}
+    reasons = plan(FinetuneConfig.model_validate(values), finished.folder)
+    return [stage for stage in STAGES if reasons[stage]]
+
+
+def test_a_second_run_does_nothing(finished):
+    seen = []
+    again = FineTuningPipeline(finished.config, listen=seen.append)
+    again.run()
+    assert [record["event"] for record in seen] == ["stage.skipped"] * len(STAGES)
+
+
+@pytest.mark.parametrize("section, name, value, first", [
+    ("data", "max_length", 300, list(STAGES)),
+    ("data", "limit", 40, list(STAGES)),
+    ("evaluation", "max_new_tokens", 5, ["baseline", "evaluate", "export"]),
+    ("evaluation", "limit", 3, ["baseline", "evaluate", "export"]),
+    ("training", "learning_rate", 1e-4, ["train", "evaluate", "merge", "export"]),
+    ("training", "seed", 7, ["train", "evaluate", "merge", "export"]),
+    ("lora", "r", 2, ["train", "evaluate", "merge", "export"]),
+    ("lora", "backend", "own", ["train", "evaluate", "merge", "export"]),
+    ("method", None, "qlora", ["train", "evaluate", "merge", "export"]),
+    ("quantization", "double_quant", False, []),  # not read by a LoRA run
+    ("merge", "dtype", "bfloat16", ["merge", "export"]),
+])
+def test_a_changed_setting_runs_exactly_what_reads_it(finished, section, name, value, first):
+    assert run_again(finished, (section, name, value)) == first
+
+
+def test_a_moved_file_changes_nothing_and_an_edited_one_does(finished, tmp_path):
+    source = finished.config.data.train[0]
+    shutil.copy(source, tmp_path / "elsewhere.jsonl")
+    moved = ("data", "train", (str(tmp_path / "elsewhere.jsonl"),))
+    assert run_again(finished, moved) == []
+    with open(tmp_path / "elsewhere.jsonl", "a") as file:
+        file.write("\n")
+    assert run_again(finished, moved)[0] == "prepare"
+
+
+def test_a_damaged_result_is_made_again(finished, tmp_path):
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    (tmp_path / "copy" / "merge" / "model" / "config.json").write_text("{}")
+    reasons = plan(finished.config, tmp_path / "copy")
+    assert reasons["merge"] == ["model/config.json is damaged"] and not reasons["train"] and reasons["export"]
+
+
+def test_a_failed_stage_leaves_the_old_result_whole(finished, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished.folder, folder)
+    before = read_json(folder / "evaluate" / "manifest.json")
+    (folder / "train" / "adapter" / "adapter_model.safetensors").unlink()
+    with pytest.raises((ConfigError, FileNotFoundError)):
+        stages.evaluate(finished.config, folder, force=True)
+    assert read_json(folder / "evaluate" / "manifest.json") == before
+
+
+def test_a_stage_without_what_it_needs_says_which_to_run_first(tmp_path, settings):
+    with pytest.raises(ConfigError, match="run prepare first"):
+        stages.train(load_config(None, settings(), {}), tmp_path)
+
+
+def interrupt(event, **fields):
+    """A log that presses Ctrl-C at the first report of the loop, which comes at step 20."""
+    if event == "progress":
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_training_that_was_stopped_goes_on_and_ends_the_same(finished, settings):
+    runs = {name: FineTuningPipeline("tiny", settings("training.max_steps=24", folder=name))
+            for name in ("whole", "stopped")}
+    for pipeline in runs.values():
+        share(finished.folder, pipeline.folder, ["prepare"])
+    stopped = runs["stopped"]
+    with pytest.raises(KeyboardInterrupt, match="after step 20"):
+        stages.train(stopped.config, stopped.folder, log=interrupt)
+    assert not (stopped.folder / "train").exists()
+    adapters = []
+    for pipeline in runs.values():
+        pipeline.train()
+        adapters.append(load_file(pipeline.folder / "train" / "adapter" / "adapter_model.safetensors"))
+    assert all((adapters[1][name] == tensor).all() for name, tensor in adapters[0].items())
+
+
+def test_every_number_of_the_report_stands_in_a_stage_file(finished):
+    report = read_json(finished.folder / "report.json")
+    for name, stage in (("base", "baseline"), ("tuned", "evaluate")):
+        saved = read_json(finished.folder / stage / "evaluation.json")
+        assert report["models"][name]["exact_match"] == saved["tasks"]["means"]["exact_match"]
+        assert set(report["models"][name]) >= {"exact_match", "rouge_l", "response_perplexity", "general_perplexity",
+                                               "families"}
+    assert set(report["seconds"]) == set(STAGES)
+    assert report["data"]["train"]["read"] == 48
+
+
+def test_the_log_is_json_lines_with_time_and_event(finished):
+    records = [json.loads(line) for line in (finished.folder / "log.jsonl").read_text().splitlines()]
+    assert all({"time", "event"} <= set(record) for record in records)
+    assert [record["stage"] for record in records if record["event"] == "stage.finished"][:6] == list(STAGES)
+
+
+def test_the_exported_folder_answers_in_plain_transformers(finished):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = finished.folder / "export" / "huggingface"
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    chat = [{"role": "user", "content": "Where does Mara live?"}]
+    inputs = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    assert model.generate(**inputs, max_new_tokens=4).shape[1] > inputs["input_ids"].shape[1]
+
+
+def test_data_without_a_usable_row_stops_at_the_door(settings, tmp_path):
+    (tmp_path / "bad.jsonl").write_text('{"instruction": "", "output": ""}\n')
+    pipeline = FineTuningPipeline("tiny", settings(f"data={tmp_path / 'bad.jsonl'}"))
+    with pytest.raises(DataError, match="nothing is left to train on: 1 read"):
+        pipeline.run()
