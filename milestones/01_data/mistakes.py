@@ -1,0 +1,226 @@
+"""Known mistakes of milestone 1, each with the check that catches it and the words that it says."""
+from milestones.listed import Mistake
+
+FORMATS, PARTS = "test_known_formats_are_recognized", "test_each_column_plays_its_part_and_what_cannot_be_used_is_told"
+ROLES, CALLS = "test_roles_of_all_dialects_become_ours", "test_what_is_no_message_is_refused_and_a_call_says_nothing"
+CLUSTER, SPANS = "test_what_hangs_together_is_one_cluster", "test_spans_are_the_answers_with_their_stop_tokens"
+PREFIX, LABELS = "test_a_template_whose_prefixes_disagree_is_refused", "test_labels_are_the_ids_inside_the_spans"
+ACROSS, ORDER = (
+    "test_a_token_across_the_beginning_of_an_answer_is_refused",
+    "test_the_split_depends_on_names_and_seed_alone",
+)
+SIZES, PADDING = "test_the_splits_have_the_asked_sizes", "test_padding_is_neither_seen_nor_learned"
+POSITIONS, NEIGHBOR = "test_positions_begin_again_with_each_sample", "test_no_sample_is_predicted_from_its_neighbor"
+
+MISTAKES = [
+    Mistake(
+        "preference pair taken for a prompt",
+        "1.1",
+        'if "chosen" in row and "rejected" in row:',
+        "if False:",
+        PARTS,
+        "preference",
+    ),
+    Mistake(
+        "system column lost",
+        "1.1",
+        '                   "system_prompt": _first(SYSTEMS, row)}',
+        "                   }",
+        PARTS,
+        "system prompt is lost",
+    ),
+    Mistake(
+        "input column lost",
+        "1.1",
+        '"input_context": _first(CONTEXTS, row, (asked,))',
+        '"input_context": None',
+        PARTS,
+        "input is lost",
+    ),
+    Mistake(
+        "ShareGPT taken for messages",
+        "1.1",
+        '"sharegpt" if "from" in _items(row[listed])[0] else "messages"',
+        '"messages"',
+        FORMATS,
+        "not told from role/content",
+    ),
+    Mistake(
+        "instances not seen",
+        "1.1",
+        'if "instances" in row and "instruction" in row:',
+        "if False:",
+        FORMATS,
+        "instances",
+    ),
+    Mistake(
+        "Dolly not told",
+        "1.1",
+        'if {"context", "category"} <= set(row) else',
+        "if False else",
+        FORMATS,
+        "context and category",
+    ),
+    Mistake("weight ignored", "1.2", 'bool(item.get("train", item.get("weight", 1)))', "True", ROLES, "weight 0"),
+    Mistake(
+        "system turn lost",
+        "1.2",
+        "    return tuple(turns)",
+        '    return tuple(t for t in turns if t.role != "system")',
+        ROLES,
+        "system turn is lost",
+    ),
+    Mistake(
+        "unknown role passed on",
+        "1.2",
+        "        if role is None:",
+        '        role = role or "user"\n        if role is None:',
+        CALLS,
+        "not checked",
+    ),
+    Mistake("call lost", "1.2", "calls and tuple(_call(call) for call in calls)", "None", CALLS, ""),
+    Mistake(
+        "direct pairs only",
+        "1.3",
+        "        a, b = sorted((find(i), find(j)))\n        parent[b] = a",
+        "        parent[max(i, j)] = min(parent[i], parent[j])",
+        CLUSTER,
+        "pairs of pairs",
+    ),
+    Mistake("larger one wins", "1.3", "parent[b] = a", "parent[a] = b", CLUSTER, "smallest member"),
+    Mistake(
+        "nothing joined", "1.3", "    for i, j, *_ in pairs:", "    for i, j, *_ in []:", CLUSTER, "nothing is joined"
+    ),
+    Mistake(
+        "stop token not learned",
+        "1.4",
+        "len(through.rstrip())",
+        'len(through.rstrip().removesuffix("<|end|>"))',
+        SPANS,
+        "never learns to stop",
+    ),
+    Mistake("line break learned", "1.4", "len(through.rstrip())", "len(through)", SPANS, "line break"),
+    Mistake(
+        "generation prompt left in",
+        "1.4",
+        "render_text(messages[:i], True)",
+        "render_text(messages[:i], False)",
+        SPANS,
+        "generation prompt",
+    ),
+    Mistake("last turn only", "1.4", "    return spans", "    return spans[-1:]", SPANS, "only the last"),
+    Mistake("user turns learned", "1.4", 'message["role"] != "assistant"', 'message["role"] == "system"', SPANS, ""),
+    Mistake(
+        "prefixes not compared",
+        "1.4",
+        "if not (whole.startswith(before) and whole.startswith(through) and len(before) <= len(through)):",
+        "if False:",
+        PREFIX,
+        "not checked",
+    ),
+    Mistake(
+        "labels not masked", "1.5", "labels = [-100] * len(ids)", "labels = list(ids)", LABELS, "the prompt is learned"
+    ),
+    Mistake(
+        "shifted by hand", "1.5", "    return labels", "    return labels[1:] + [-100]", LABELS, "shifts them again"
+    ),
+    Mistake(
+        "stop token masked as padding",
+        "1.5",
+        "labels[first:behind] = ids[first:behind]",
+        "labels[first:behind] = [-100 if token == ids[-1] else token for token in ids[first:behind]]",
+        LABELS,
+        "stop token, is left out",
+    ),
+    Mistake(
+        "last span only",
+        "1.5",
+        "    for start, end in spans:",
+        "    for start, end in spans[-1:]:",
+        LABELS,
+        "only the last span",
+    ),
+    Mistake("0 for -100", "1.5", "[-100] * len(ids)", "[0] * len(ids)", LABELS, "0 masks"),
+    Mistake(
+        "boundary not checked",
+        "1.5",
+        "if first < behind and starts[first] < start:",
+        "if False:",
+        ACROSS,
+        "not checked",
+    ),
+    Mistake(
+        "order of the file",
+        "1.6",
+        'sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())',
+        "list(sizes)",
+        ORDER,
+        "order of the file",
+    ),
+    Mistake("seed not used", "1.6", 'f"{seed}:{name}"', 'f"{name}"', ORDER, "seed is not used"),
+    Mistake("ratios reversed", "1.6", "for ratio in ratios]", "for ratio in ratios[::-1]]", SIZES, "other way round"),
+    Mistake(
+        "in turn",
+        "1.6",
+        "wanted = [ratio * total for ratio in ratios]",
+        "wanted = [total / len(ratios) for ratio in ratios]",
+        SIZES,
+        "shared out in turn",
+    ),
+    Mistake(
+        "padding learned",
+        "1.7",
+        '"labels": torch.full(shape, -100)',
+        '"labels": torch.full(shape, pad_token_id)',
+        PADDING,
+        "padding is learned",
+    ),
+    Mistake(
+        "stop token masked with padding",
+        "1.7",
+        "    return batch",
+        '    batch["labels"][batch["input_ids"] == pad_token_id] = -100\n    return batch',
+        PADDING,
+        "the stop token too",
+    ),
+    Mistake(
+        "padding attended to",
+        "1.7",
+        "torch.zeros(shape, dtype=torch.long)",
+        "torch.ones(shape, dtype=torch.long)",
+        PADDING,
+        "attended to",
+    ),
+    Mistake(
+        "not rounded up",
+        "1.7",
+        "-(-longest // pad_to_multiple_of) * pad_to_multiple_of",
+        "longest",
+        PADDING,
+        "rounded up",
+    ),
+    Mistake(
+        "padding in front",
+        "1.7",
+        "tensor[row, :sample.total_length]",
+        "tensor[row, length - sample.total_length:]",
+        PADDING,
+        "in front",
+    ),
+    Mistake(
+        "positions run on",
+        "1.8",
+        "    return PackedSample(tuple(sample.id for sample in samples), ids, labels, positions, len(ids))",
+        "    return PackedSample(tuple(sample.id for sample in samples), ids, labels, list(range(len(ids))), len(ids))",
+        POSITIONS,
+        "run on",
+    ),
+    Mistake(
+        "predicted from the neighbor",
+        "1.8",
+        "labels += [-100, *sample.labels[1:]]",
+        "labels += sample.labels",
+        NEIGHBOR,
+        "neighbor's last",
+    ),
+]

@@ -1,0 +1,4 @@
+"""`python -m milestones`: the command `course`."""
+from milestones.command import main
+
+main()
