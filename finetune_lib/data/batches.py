@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['STRATEGIES', 'assign_groups', 'prompt_text', 'groups_of', 'Splits', 'split', 'LeakReport', 'leak_report', 'collate',
-           'cut_batches', 'epoch_batches', 'BatchOrder', 'PackedSample', 'join', 'pack', 'block_mask', 'collate_packed',
-           'padding_waste']
+           'cut_batches', 'epoch_batches', 'BatchOrder', 'padding_waste']
 
 # %% ../../nbs/01_data/07_batches.ipynb #68dd0629
 import hashlib
@@ -48,7 +47,7 @@ def prompt_text(chat: Conversation) -> str:
     last = max((i for i, turn in enumerate(chat.turns) if turn.role == "assistant"), default=len(chat.turns))
     return "\n".join(turn.content for turn in chat.turns[:last])
 
-
+# %% ../../nbs/01_data/07_batches.ipynb #790bfbf1
 def groups_of(
     chats: list[Conversation],
     group_by: str | Callable | None = None,  # None: same question; or "near" duplicates, a metadata key, a function
@@ -70,7 +69,7 @@ def groups_of(
         members.setdefault(cluster, []).append(asked[i])
     return [min(members[cluster]) for cluster in found]  # a name that no file order can change
 
-
+# %% ../../nbs/01_data/07_batches.ipynb #aa18c9e6
 def _column(chat: Conversation, name: str):
     if name == "source":
         return chat.source
@@ -158,7 +157,7 @@ def _strata(chats: list[Conversation], names: list[str], by: str | None) -> dict
         sizes[name] += 1
     return strata
 
-
+# %% ../../nbs/01_data/07_batches.ipynb #3d75b72a
 def _by_time(chats: list[Conversation], names: list[str], ratios: tuple[float, ...], by: str) -> dict[str, int]:
     """Old groups train, new ones are held out; a group is as old as its oldest conversation."""
     oldest: dict[str, object] = {}
@@ -183,6 +182,7 @@ class LeakReport:
 
     @property
     def clean(self) -> bool:
+        """Nothing was found on both sides."""
         return not self.exact and not self.near
 
     @property
@@ -190,7 +190,7 @@ class LeakReport:
         """Of the held-out conversations, those with a twin."""
         return len({pair[1] for pair in (*self.exact, *self.near)}) / max(1, self.held_out)
 
-
+# %% ../../nbs/01_data/07_batches.ipynb #e2cbefd6
 def leak_report(
     train: Iterable[Conversation],
     held_out: Iterable[Conversation],
@@ -245,7 +245,7 @@ def cut_batches(
         batches[-1].append(i)
     return batches
 
-
+# %% ../../nbs/01_data/07_batches.ipynb #82e9b059
 def epoch_batches(
     lengths: list[int], batch_size: int, seed: int, epoch: int, group_by_length: bool = True,
     max_tokens: int | None = None,
@@ -310,80 +310,6 @@ class BatchOrder:
         if changed:
             raise ConfigError(f"this position belongs to another order, (then, now): {changed}; start a new run")
         self.current_epoch, self.position = state["epoch"], state["position"]
-
-# %% ../../nbs/01_data/07_batches.ipynb #d38420ff
-@dataclass(frozen=True)
-class PackedSample:
-    """Several samples in one row."""
-
-    ids: tuple[str, ...]
-    input_ids: list[int]
-    labels: list[int]
-    position_ids: list[int]  # start at 0 with each sample
-    total_length: int
-
-# %% ../../nbs/01_data/07_batches.ipynb #1c0d3678
-def join(
-    samples: list[TokenizedSample],  # the ones that share a row, in order
-) -> PackedSample:
-    """One row of several samples: positions start again with each, and none is predicted from its neighbor."""
-    ids, labels, positions = [], [], []
-    for sample in samples:
-        ids += sample.input_ids
-        # 1. the first token of a sample would be predicted from its neighbor's last: it gets no label
-        labels += [-100, *sample.labels[1:]]
-        # 2. each sample believes that it stands at the beginning
-        positions += range(sample.total_length)
-    return PackedSample(tuple(sample.id for sample in samples), ids, labels, positions, len(ids))
-
-# %% ../../nbs/01_data/07_batches.ipynb #45e569ee
-def pack(
-    samples: list[TokenizedSample],
-    max_length: int,  # of a row
-) -> list[PackedSample]:
-    """Rows of at most max_length tokens, the longest samples first. Every sample is in one row, whole."""
-    rows: list[list[TokenizedSample]] = []
-    room: list[int] = []
-    for sample in sorted(samples, key=lambda sample: (-sample.total_length, sample.id)):
-        if sample.total_length > max_length:
-            raise ConfigError(f"max_length must hold the longest sample, {sample.total_length}, got {max_length}")
-        row = next((i for i, free in enumerate(room) if free >= sample.total_length), None)
-        if row is None:
-            rows.append([])
-            room.append(max_length)
-            row = len(rows) - 1
-        rows[row].append(sample)
-        room[row] -= sample.total_length
-    return [join(row) for row in rows]
-
-# %% ../../nbs/01_data/07_batches.ipynb #24c8f4cb
-def block_mask(
-    position_ids: torch.Tensor,  # (B, T), 0 where a sample begins
-) -> torch.Tensor:
-    """(B, 1, T, T), True where a token may look: at its own sample, up to itself."""
-    segment = (position_ids == 0).cumsum(dim=1)  # (B, T): the number of the sample in its row
-    same = segment[:, :, None] == segment[:, None, :]
-    return (same & torch.ones_like(same[0]).tril())[:, None]
-
-# %% ../../nbs/01_data/07_batches.ipynb #18a9a876
-def collate_packed(
-    rows: list[PackedSample],
-    pad_token_id: int,
-    pad_to_multiple_of: int = 8,
-    mask_dtype: torch.dtype | None = torch.float32,  # of the model's activations; None: no mask, see below
-) -> dict[str, torch.Tensor]:
-    """input_ids, labels, position_ids (B, T), attention_mask (B, 1, T, T): 0 where a token may look, else very low."""
-    length = -(-max(row.total_length for row in rows) // pad_to_multiple_of) * pad_to_multiple_of
-    filling = {"input_ids": pad_token_id, "labels": -100}
-    batch = {name: torch.tensor([getattr(row, name) + [value] * (length - row.total_length) for row in rows])
-             for name, value in filling.items()}
-    # padding is a sample of its own at the end of a row
-    batch["position_ids"] = torch.tensor([row.position_ids + list(range(length - row.total_length)) for row in rows])
-    if mask_dtype is not None:
-        allowed = block_mask(batch["position_ids"])
-        batch["attention_mask"] = torch.zeros(allowed.shape, dtype=mask_dtype).masked_fill(
-            ~allowed, torch.finfo(mask_dtype).min)
-    return batch
 
 # %% ../../nbs/01_data/07_batches.ipynb #5b2cb548
 def padding_waste(

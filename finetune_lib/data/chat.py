@@ -77,7 +77,7 @@ class TokenizedSample:
     category: str = ""  # the conversation's family or category, for scores by group
     cut: int = 0  # tokens that were taken out to fit
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #f029d6d1
 def _sample(name: str, ids: list[int], labels: list[int], category: str = "", cut: int = 0) -> TokenizedSample:
     learned = sum(label != -100 for label in labels)
     if not learned:
@@ -113,7 +113,7 @@ class ChatFormat:
     control: re.Pattern  # any control token's text
     train_on: str = "all"  # or "last"
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #993881fc
 def chat_format(tokenizer, template: str | None = None, train_on: str = "all") -> ChatFormat:
     """ConfigError where there is no template, or masks cannot be made with this tokenizer."""
     if train_on not in ("all", "last"):
@@ -135,7 +135,7 @@ class Rendered:
     text: str
     spans: list[tuple[int, int]]
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #ddeb529a
 def render_chat(chat: Conversation, form: ChatFormat) -> Rendered:
     """Render, check, find the spans. UntrainableError says what is wrong with this conversation."""
     messages, marked = to_messages(chat, form.template), "endgeneration" in form.template
@@ -169,7 +169,7 @@ def encode(
     return [(form.bos + ids, [(0, 0), *offsets]) if form.bos and ids[:1] != form.bos else (ids, offsets)
             for ids, offsets in pairs]
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #52c1414e
 def to_sample(rendered: Rendered, ids: list[int], offsets: list[tuple[int, int]], form: ChatFormat) -> TokenizedSample:
     """Labels, and what must be true of them: one BOS at most, and a stop token that is learned last."""
     bos = form.tokenizer.bos_token_id
@@ -230,7 +230,7 @@ def _drop_oldest(chat: Conversation) -> Conversation | None:
     system = [turn for turn in chat.turns[:asked[0]] if turn.role == "system"]
     return replace(chat, turns=(*system, *chat.turns[asked[1]:]))
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #0702b7f4
 def _fit(rendered: Rendered, ids, offsets, form: ChatFormat, max_length: int, overlong: str) -> TokenizedSample:
     """The sample within max_length, or UntrainableError."""
     sample = to_sample(rendered, ids, offsets, form)
@@ -275,7 +275,7 @@ def tokenize_stream(
                 part = _try(chat, _fit, part, *next(encoded), form, max_length, overlong)
             yield part
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #8af9a6ff
 def _try(chat: Conversation, function, *arguments):
     try:
         return function(*arguments)
@@ -295,7 +295,7 @@ def tokenize_all(
         (problems if isinstance(part, Problem) else samples).append(part)
     return samples, problems
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #f83fa68e
 def tokenize(
     conversation: Conversation, tokenizer, max_length: int = 512, overlong: str = "reject", train_on: str = "all",
     template: str | None = None,
@@ -321,13 +321,13 @@ def prompt_ids(
     text, _ = render(messages, tokenizer, form.template, True, conversation.tools)
     return encode([text], form)[0][0], reference
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #62bcea0e
 def stop_token_id(tokenizer, template: str | None = None) -> int:
     """The token that ends an answer in this template: what `generate` must stop at."""
     probe = Conversation("probe", [Turn("user", "a"), Turn("assistant", "a")])
     return next(label for label in reversed(tokenize(probe, tokenizer, template=template).labels) if label != -100)
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #1e66bac0
 def tokenize_text(
     texts: Iterable[str],  # running text: for replay and general perplexity
     tokenizer,
@@ -365,7 +365,7 @@ class TokenView:
             spans.append(f"<span style='{style};background:{color}'>{text}<br><small>{token}</small></span>")
         return "".join(spans)
 
-
+# %% ../../nbs/01_data/06_chat.ipynb #f4780c9b
 def show_tokens(sample: TokenizedSample, tokenizer) -> TokenView:
     """The colored view of a sample. Look here first when a fine-tuning does something odd."""
     return TokenView(sample, tokenizer)

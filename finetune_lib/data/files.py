@@ -33,7 +33,7 @@ class Problem:
     detail: str = ""  # a sentence for a person
     row: object = None  # the row itself, where there is one
 
-
+# %% ../../nbs/01_data/01_files.ipynb #cbaa4cd3
 class RecordError(DataError):
     """A row that cannot be used; `reason` is the code that is counted."""
 
@@ -61,14 +61,14 @@ def _object(pairs: list[tuple]) -> dict:
         raise RecordError("duplicate_key", f"a name may occur once in an object, got {twice!r} again")
     return row
 
-
+# %% ../../nbs/01_data/01_files.ipynb #4752247c
 def _constant(name: str):
     raise RecordError("nan", f"{name} is not JSON; write null, or leave the field out")
 
 
 STRICT = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_constant)
 
-
+# %% ../../nbs/01_data/01_files.ipynb #d5bb2a7b
 def decode_json(
     text: str,
     start: int = 0,  # where the value begins
@@ -92,7 +92,7 @@ def _open(path: Path):
     """The file's bytes, unpacked where its name ends in .gz."""
     return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
 
-
+# %% ../../nbs/01_data/01_files.ipynb #0060bea9
 def _line(raw, line: bytes, offset: int) -> str:
     """The text of a line that begins `offset` bytes into the file, or a RecordError."""
     if len(line) == MAX_LINE and line[-1:] != b"\n":
@@ -122,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str | Problem]]:
                 yield number, problem_at(path, number, error, line[:200].decode("utf-8", "replace"))
             offset += len(line)
 
-
+# %% ../../nbs/01_data/01_files.ipynb #0d3f11e2
 def jsonl_rows(path: Path) -> Iterator[tuple[int, object]]:
     """One JSON value a line; memory does not grow with the file."""
     for number, text in _lines(path):
@@ -150,7 +150,7 @@ def _element(path: Path, text: str, position: int, line: int) -> tuple[object, i
         except (ValueError, RecursionError):
             return problem, None
 
-
+# %% ../../nbs/01_data/01_files.ipynb #7a45d42d
 def _array_rows(path: Path, text: str, position: int) -> Iterator[tuple[int, object]]:
     """The elements of the array whose bracket stands before `position`, each with the line on which it begins."""
     counted, line, position = 0, 1, _SPACE.match(text, position).end()
@@ -176,7 +176,7 @@ def _is_rows(name: str, value: object) -> bool:
     return (isinstance(value, list) and bool(value) and name not in ("instances", "tools")
             and all(isinstance(item, dict) and not {"role", "from"} & item.keys() for item in value[:100]))
 
-
+# %% ../../nbs/01_data/01_files.ipynb #de671d52
 def json_rows(path: Path) -> Iterator[tuple[int, object]]:
     """An array of objects, an object around one such list, a single object, or JSONL under a wrong name."""
     with _open(path) as raw:

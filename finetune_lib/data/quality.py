@@ -28,7 +28,7 @@ def last_answer(chat: Conversation) -> str:
     """The text of the last assistant turn, "" where there is none."""
     return next((turn.content for turn in reversed(chat.turns) if turn.role == "assistant"), "")
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #c7c1b55e
 def empty_field(chat: Conversation) -> str | None:
     """A user or assistant turn without text; an assistant that calls a tool may be silent."""
     blank = [i for i, turn in enumerate(chat.turns) if turn.role in ("user", "assistant")
@@ -38,7 +38,7 @@ def empty_field(chat: Conversation) -> str | None:
 
 FOLLOWS = {"": {"user"}, "user": {"assistant"}, "assistant": {"user", "tool"}, "tool": {"assistant", "tool"}}
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #7fab10dc
 def wrong_order(chat: Conversation) -> str | None:
     """System first if at all, then user and assistant in turn, an answer at the end."""
     roles, before = [turn.role for turn in chat.turns], ""
@@ -57,7 +57,7 @@ def broken_text(chat: Conversation) -> str | None:
     found = next((match for turn in chat.turns if (match := STRANGE.search(turn.content))), None)
     return f"holds {found[0]!r}: text that was decoded wrongly" if found else None
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #708d275c
 def cut_off(chat: Conversation) -> str | None:
     """A long answer whose last line is a long sentence without an end. Lists, code and short answers may end anyhow."""
     answer = last_answer(chat).rstrip()
@@ -78,7 +78,7 @@ def repeated(chat: Conversation) -> str | None:
 
 SPAM = ("click here", "subscribe to my", "buy now", "as an ai language model", "lorem ipsum")
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #b7b1fd53
 def spam(chat: Conversation, words: tuple[str, ...] = SPAM) -> str | None:
     """An answer with a phrase that no answer should have."""
     answer = last_answer(chat).lower()
@@ -89,7 +89,7 @@ BROKEN: dict[str, Callable] = {"empty": empty_field, "role_order": wrong_order, 
                                "cut_off": cut_off}  # can be mended: quarantined
 UNWANTED: dict[str, Callable] = {"repeated": repeated, "spam": spam}  # whole, but not worth learning: removed
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #7b2b496a
 def quality_score(chat: Conversation) -> float:
     """0..1 where nobody judged: a mean of three plain signs, good for ranking within one collection only."""
     words = last_answer(chat).split()
@@ -103,13 +103,13 @@ def normalized(text: str) -> str:
     """Lower case, one space between words, one form for each character."""
     return " ".join(unicodedata.normalize("NFKC", text).lower().split())
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #ef59d750
 def full_text(chat: Conversation) -> str:
     """Everything that is said, in one string."""
     calls = [json.dumps(turn.tool_calls) for turn in chat.turns if turn.tool_calls]
     return "\n".join([*(turn.content for turn in chat.turns), *calls])
 
-
+# %% ../../nbs/01_data/04_quality.ipynb #d4afe005
 def duplicate_key(chat: Conversation) -> bytes:
     """The same sixteen bytes for conversations that differ in case and spaces only."""
     said = [[turn.role, normalized(turn.content), turn.tool_calls] for turn in chat.turns]
@@ -263,12 +263,14 @@ class _Tally:
         self.sources: dict[str, Counter] = {}
 
     def count(self, kind: str, reason: str, source: str, excerpt: str) -> None:
+        """Note one record's fate."""
         self.counts[kind][reason] += 1
         self.sources.setdefault(source, Counter(read=0, kept=0)).update(["read", *(["kept"] if kind == "kept" else [])])
         if reason and len(self.examples.setdefault(reason, [])) < 3:
             self.examples[reason].append(excerpt.strip()[:80])
 
     def report(self) -> QualityReport:
+        """What has been counted so far."""
         words = sorted(len(full_text(chat).split()) for chat in self.kept)
         lengths = {f"p{p}": words[(len(words) - 1) * p // 100] for p in (5, 50, 95, 100)} if words else {}
         read = sum(source["read"] for source in self.sources.values())

@@ -46,7 +46,7 @@ FIELDS = ("messages", "instruction", "response", "input_context", "system_prompt
 def _first(names: Iterable[str], row: dict, taken: Iterable[str] = ()) -> str | None:
     return next((name for name in names if name in row and name not in taken), None)
 
-
+# %% ../../nbs/01_data/03_records.ipynb #f7e3136a
 def _items(value: object) -> list | None:
     """A list of messages, also when it comes as JSON text in a CSV cell; else None."""
     if isinstance(value, str) and value.lstrip().startswith("["):
@@ -156,7 +156,7 @@ def _chat(row: dict, items: list | None, source: str, used: Iterable[str]) -> "C
     except RecordError as error:
         return error
 
-
+# %% ../../nbs/01_data/03_records.ipynb #70bd1e13
 def _pair(row: dict, values: dict, source: str, used: Iterable[str] = ("instruction",)) -> "Conversation | RecordError":
     try:
         needed = {name: text_of(values.get(name), name) for name in ("instruction", "response")}
@@ -276,7 +276,7 @@ def load_text(path: str | Path) -> list[str]:
         texts.append(row["text"])
     return texts
 
-
+# %% ../../nbs/01_data/03_records.ipynb #81fcd9a6
 def write_conversations(path: str | Path, chats: Iterable[Conversation]) -> int:
     """Write JSONL in `messages` shape; `read_conversations` reads it back the same. Returns how many."""
     count = 0

@@ -91,6 +91,7 @@ class InstructionSample:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
+        """System, user and assistant turn; the context stands under the instruction."""
         asked = self.instruction + (f"\n\n{self.input_context}" if self.input_context else "")
         system = [Turn("system", self.system_prompt)] if self.system_prompt else []
         return (*system, Turn("user", asked), Turn("assistant", self.response))

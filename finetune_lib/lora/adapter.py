@@ -63,6 +63,7 @@ class LoRALinear(nn.Module):
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, d_in) → (…, d_out), in the type that the base gives."""
         # 1. What the pretrained layer says; with the switch off, that is all.
         result = self.base(x)
         if not self.active:

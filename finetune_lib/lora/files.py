@@ -39,6 +39,7 @@ def layer_shape(
 
 
 def is_linear(module: nn.Module) -> bool:
+    """Whether an adapter fits: nn.Linear and all that look like it, and GPT-2's Conv1D."""
     return (hasattr(module, "in_features") and hasattr(module, "out_features")) or hasattr(module, "nf")
 
 
@@ -98,6 +99,7 @@ class LoRAConfig(BaseModel):
 
     @model_validator(mode="after")
     def check_values(self) -> "LoRAConfig":
+        """Refuse what no adapter can have."""
         for rank in (self.r, *self.rank_pattern.values()):
             if rank < 1:
                 raise ValueError(f"rank must be at least 1, got {rank}; 8 is a good start")
@@ -140,6 +142,7 @@ class TrainedCopy(nn.Module):
         self.train(base.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        """The trained copy's output in the base's type, or the base's own where the adapter is off."""
         if not self.active:
             return self.base(x)
         if x.is_floating_point():
@@ -148,6 +151,7 @@ class TrainedCopy(nn.Module):
 
     @property
     def weight(self) -> Tensor:
+        """The weight in force: a tied layer looks here."""
         return self.tuned.weight if self.active else self.base.weight
 
 # %% ../../nbs/02_lora/03_files.ipynb #79ee7012

@@ -106,6 +106,7 @@ class ParameterCount:
 
     @property
     def total(self) -> int:
+        """All parameters, tied ones once."""
         return self.trainable + self.frozen
 
     @property

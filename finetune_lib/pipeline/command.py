@@ -8,7 +8,7 @@ __all__ = ['app', 'Config', 'Set', 'Force', 'AsJson', 'HEAD', 'OUT_OF_MEMORY', '
            'explain_file', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate', 'fit', 'targets',
            'doctor', 'init', 'main', 'fail', 'classify']
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #c57dfbde
+# %% ../../nbs/06_pipeline/07_command.ipynb #5faed282
 import json
 import os
 import sys
@@ -19,7 +19,7 @@ import typer
 
 from ..core import ConfigError, FinetuneError, data_folder
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #cf9e896e
+# %% ../../nbs/06_pipeline/07_command.ipynb #99c5a478
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Fine-tune language models: prepare, train, evaluate, merge, export. With no configuration "
                        "given, everything runs on the small model and data of the course, offline.",
@@ -31,7 +31,7 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", he
 Force = Annotated[bool, typer.Option("--force", help="Run even if nothing has changed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #465090b6
+# %% ../../nbs/06_pipeline/07_command.ipynb #5fa5af06
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
@@ -47,7 +47,7 @@ def console():
     terminal = sys.stdout.isatty()
     return Console(highlight=False, soft_wrap=not terminal, force_terminal=terminal, force_jupyter=False)
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #8178597f
+# %% ../../nbs/06_pipeline/07_command.ipynb #27ccb5f3
 HEAD = ("time", "event", "stage")
 
 
@@ -66,7 +66,7 @@ def show_event(
     if record["event"] != "stage.failed":  # its error is printed at the end
         console().print(lines.get(record["event"], lambda: f"[bold]{record['event']}[/bold]  {rest()}")())
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #2c5bdc3d
+# %% ../../nbs/06_pipeline/07_command.ipynb #388ee6b4
 def words(
     values: dict[str, Any],
 ) -> str:
@@ -80,7 +80,7 @@ def words(
             parts.append(f"{key.replace('_', ' ')} {shown}")
     return " · ".join(parts)
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #98d196c7
+# %% ../../nbs/06_pipeline/07_command.ipynb #f509437d
 @app.command()
 def run(
     config: Config = None,
@@ -110,7 +110,7 @@ def show_files(folder: Path, model: Path) -> None:
     for what, path in {**{what: folder / name for what, name in files.items()}, "model": model}.items():
         console().print(f"{what:8} {path}")
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #d60798ac
+# %% ../../nbs/06_pipeline/07_command.ipynb #8916d9a9
 @app.command()
 def prepare(
     config: Annotated[str | None, typer.Argument(metavar="[CONFIG|FILE]", help="A configuration or data file.")] = None,
@@ -155,7 +155,7 @@ def export(config: Config = None, set_: Set = None, force: Force = False) -> Non
     """Merged model → a folder for plain transformers, loaded back and compared."""
     stage_until("export", config, set_, force)
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #67ea7195
+# %% ../../nbs/06_pipeline/07_command.ipynb #ca35bff3
 def explain_file(
     path: str | None,
     overrides: list[str],
@@ -181,7 +181,7 @@ def explain_file(
         raise DataError(f"no record of {path} can be trained on: {account.quarantined | account.removed}; "
                         "read the reasons above, or give data.mapping")
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #92cfba7e
+# %% ../../nbs/06_pipeline/07_command.ipynb #1aef77c2
 def show_accounting(path: str, account, problems: list) -> None:
     """The account as text for people, with an example for each reason."""
     out = console()
@@ -198,7 +198,7 @@ def show_accounting(path: str, account, problems: list) -> None:
     lost = [sum(reasons.values()) for reasons in (account.quarantined, account.removed)]
     out.print(f"{account.read} = {account.kept} + {lost[0]} + {lost[1]}")
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #b3f0ce75
+# %% ../../nbs/06_pipeline/07_command.ipynb #e1d3868b
 def show_plan(
     config: str | None,
     overrides: list[str],
@@ -223,7 +223,7 @@ def show_plan(
     for line in memory_at_hand(resolved).splitlines():
         out.print(f"  {line}", markup=False)
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #39a4480f
+# %% ../../nbs/06_pipeline/07_command.ipynb #540d6787
 def show_report(
     report: dict[str, Any],  # as in report.json
 ) -> None:
@@ -239,28 +239,28 @@ def show_report(
     parts = " · ".join(f"{name} {seconds:.0f}" for name, seconds in report["seconds"].items())
     console().print(f"{sum(report['seconds'].values()):.0f} s: {parts}")
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #748ccb58
+# %% ../../nbs/06_pipeline/07_command.ipynb #cb74c5e5
 @app.command()
 def demo(
     output: Annotated[str, typer.Option("--output", "-o", help="Folder for everything it makes.")] = "runs/demo",
     set_: Set = None,
 ) -> None:
     """LoRA and QLoRA on the course's own model, from a raw file to a model loaded back. Offline, under four minutes."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # so small a model gains nothing from two, and loses on busy cores
     from rich.table import Table
 
-    from finetune_lib.pipeline.run import demo as run_demo
-    from finetune_lib.pipeline.run import side_by_side
+    from finetune_lib.pipeline import run as runs
 
-    report = run_demo(output, set_ or [], show_event)
+    report = runs.demo(output, set_ or [], show_event)
     show_report(report)
-    rows = side_by_side(Path(output))
+    rows = runs.side_by_side(Path(output))
     table = Table(*rows[0], title="Three answers side by side", show_lines=True)
     for row in rows:
         table.add_row(*(text if len(text) <= 100 else text[:99] + "…" for text in row.values()))
     console().print(table)
     show_files(Path(output), Path(report["models_at"]["lora"]))
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #28d9648e
+# %% ../../nbs/06_pipeline/07_command.ipynb #b5ab47b1
 @app.command()
 def generate(
     model: Annotated[str, typer.Argument(help="A run's folder, a model's folder, or a name on the hub.")],
@@ -283,7 +283,7 @@ def generate(
     for line in filter(str.strip, sys.stdin):
         typer.echo(answer(*loaded, [line.strip()], system, max_new_tokens)[0])
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #477ee589
+# %% ../../nbs/06_pipeline/07_command.ipynb #ea2f2c67
 @app.command()
 def fit(
     config: Config = None,
@@ -331,7 +331,7 @@ def doctor(
     if any(finding.level == "error" for finding in findings):
         raise typer.Exit(1)
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #fc1237e5
+# %% ../../nbs/06_pipeline/07_command.ipynb #97b85676
 @app.command()
 def init(
     output: Annotated[Path, typer.Argument(help="The file to write.")] = Path("finetune.yaml"),
@@ -351,12 +351,12 @@ def init(
     output.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {output}; next: finetune run {output} --dry-run")
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #e56ab3d3
+# %% ../../nbs/06_pipeline/07_command.ipynb #c3b51488
 OUT_OF_MEMORY = ("out of memory: {error}; halve training.per_device_train_batch_size and double "
                  "training.gradient_accumulation_steps (the same training), or set "
                  "training.gradient_checkpointing=true, or method=qlora")
 
-# %% ../../nbs/06_pipeline/07_command.ipynb #0283bfd8
+# %% ../../nbs/06_pipeline/07_command.ipynb #fe4c688d
 def main(
     arguments: list[str] | None = None,  # without the program's name; None: from the command line
 ) -> int:

@@ -33,6 +33,7 @@ class Adapted(nn.Module):
         self.dropout = nn.Dropout(lora_dropout) if lora_dropout else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """x (…, d_in) → (…, d_out), keeping for the backward pass what a LoRA layer keeps."""
         result = self.base(x)
         low = F.linear(self.dropout(x.to(self.lora_A.dtype)), self.lora_A)
         return result + F.linear(low, self.lora_B).to(result.dtype)
@@ -43,6 +44,7 @@ class FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """An output of the right shape; saved is what the fused kernel saves."""
         output = torch.empty_like(query)
         ctx.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
         return output

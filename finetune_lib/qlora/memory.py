@@ -171,6 +171,7 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
+        """Bytes of all parts together."""
         return sum(self.parts.values())
 
     def __str__(self) -> str:

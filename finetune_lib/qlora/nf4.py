@@ -362,7 +362,8 @@ class NF4Linear(nn.Module):
         """The float weight, (out_features, in_features), made anew at each call; None: the dtype it had before."""
         return self.quantized.dequantize(dtype)
 
-    def forward(self, x: Tensor) -> Tensor:  # (..., in_features) → (..., out_features)
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in_features) → (..., out_features)."""
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else self.compute_dtype or x.dtype
         y = FrozenMatmul.apply(x.to(dtype), self.quantized)
@@ -370,5 +371,6 @@ class NF4Linear(nn.Module):
         return y if autocast else y.to(x.dtype)
 
     def extra_repr(self) -> str:
+        """What `print(model)` shows of the layer."""
         bits = self.quantized.bits_per_weight()
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, {bits:.3f} bits a weight"

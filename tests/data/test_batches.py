@@ -13,15 +13,13 @@ from finetune_lib.core import ConfigError, DataError
 from finetune_lib.data.batches import (
     BatchOrder,
     assign_groups,
-    block_mask,
     collate,
-    collate_packed,
     leak_report,
-    pack,
     padding_waste,
     split,
 )
 from finetune_lib.data.chat import TokenizedSample
+from finetune_lib.data.packing import block_mask, collate_packed, pack
 from finetune_lib.data.turns import Conversation, Turn
 
 VOCABULARY = 97
