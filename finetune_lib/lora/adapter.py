@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from ..core import ConfigError, write_json
 from finetune_lib.lora.files import (
     LoRAConfig, TrainedCopy, fill, fingerprint, for_peft, full_copies, last_names, layer_shape, peft_fields, quiet_peft,
-    read_adapter_config, shortest_names, trained_biases,
+    read_adapter_config, shortest_names, sort_notes, trained_biases,
 )
 from .targets import match_targets
 
@@ -55,7 +55,7 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(d_out, r, **like))
         for factor in [self.lora_A] if init_lora_weights else [self.lora_A, self.lora_B]:
             nn.init.kaiming_uniform_(factor, a=math.sqrt(5))
-        # 3. The factor on the update, the dropout, and a switch that turns the update off.
+        # 3. The factor on the update, the dropout, and a switch, `active`, that turns the update off.
         self.scaling = lora_alpha / (math.sqrt(r) if use_rslora else r)
         self.dropout = nn.Dropout(lora_dropout)
         self.active = True
@@ -239,6 +239,7 @@ def save_adapter(
     config = None if hasattr(model, "peft_config") else own_adapter(model).config
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in adapter_state_dict(model).items()}
     save_file(tensors, folder / "new.safetensors", metadata={"format": "pt", **fingerprint(model)})
+    sort_notes(folder / "new.safetensors")
     os.replace(folder / "new.safetensors", folder / "adapter_model.safetensors")
     write_json(folder / "adapter_config.json", peft_fields(model, config))
     return folder

@@ -5,10 +5,12 @@
 # %% auto #0
 __all__ = ['NO_MATTER', 'layer_shape', 'is_linear', 'linear_layers', 'is_named', 'last_names', 'explain_unknown',
            'shortest_names', 'LoRAConfig', 'first_match', 'TrainedCopy', 'full_copies', 'trained_biases', 'bare_model',
-           'peft_fields', 'for_peft', 'fingerprint', 'short_hash', 'fill', 'quiet_peft', 'read_adapter_config']
+           'peft_fields', 'for_peft', 'fingerprint', 'short_hash', 'sort_notes', 'fill', 'quiet_peft',
+           'read_adapter_config']
 
 # %% ../../nbs/02_lora/03_files.ipynb #16b4c05c
 import copy
+import json
 import logging
 import math
 import re
@@ -230,6 +232,18 @@ def short_hash(tensors: list[Tensor]) -> str:
     for tensor in tensors:
         digest.update(tensor.detach().to("cpu", torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+# %% ../../nbs/02_lora/03_files.ipynb #3be8f0a6
+def sort_notes(
+    file: Path,  # in safetensors' format: 8 bytes of length, a header in JSON, the tensors' bytes
+) -> None:
+    """Put the header's notes in order, in place, so that equal adapters are equal files."""
+    whole = file.read_bytes()
+    end = 8 + int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    file.write_bytes(whole[:8] + text.ljust(end - 8) + whole[end:])
 
 # %% ../../nbs/02_lora/03_files.ipynb #b2cd1494
 def fill(places: dict[str, Tensor], tensors: dict[str, Tensor], source: str) -> None:

@@ -1,4 +1,5 @@
 """What leaves is clean, whole, and the model that was evaluated."""
+import ast
 import copy
 import json
 import pickle
@@ -145,4 +146,4 @@ def test_a_manifest_written_twice_is_the_same(exported):
 
 def test_the_card_ends_with_a_script_that_is_python(exported):
     readme = (exported()[0] / "README.md").read_text()
-    compile(readme.split("```python\n")[1].split("```")[0], "usage", "exec")
+    assert ast.parse(readme.split("```python\n")[1].split("```")[0]).body

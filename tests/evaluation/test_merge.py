@@ -55,7 +55,7 @@ def test_what_is_more_than_plain_lora_is_merged_by_peft_in_float32(make_model, p
     config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], use_dora=True, init_lora_weights=False)
     adapted = get_peft_model(make_model(), config).eval()
     wanted = behavior(adapted, prompts[:4])
-    verify_merge(merge_adapter(adapted), wanted).require()
+    assert verify_merge(merge_adapter(adapted), wanted).passed
 
 
 @pytest.mark.parametrize("backend", ["own", "peft"])
@@ -187,7 +187,7 @@ def test_a_folder_trained_on_4_bits_is_merged_onto_the_dequantized_base(trained,
     base, adapter = trained(QuantizationConfig())
     merge_folder(base, adapter, tmp_path / "merged", QuantizationConfig(), "own", prompts=prompts[:3])
     adapted = load_adapter(load_base(base, QuantizationConfig(), "own", device="cpu"), adapter)
-    verify_merge(load_base(tmp_path / "merged", device="cpu"), adapted, prompts[:3]).require()
+    assert verify_merge(load_base(tmp_path / "merged", device="cpu"), adapted, prompts[:3]).passed
 
 
 def test_an_adapter_for_another_base_is_refused_and_nothing_is_written(trained, base_folder, tmp_path):

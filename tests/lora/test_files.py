@@ -57,17 +57,11 @@ def test_the_folder_holds_two_files_and_nothing_of_the_base(saved):
     assert tensors.keys() == adapter_state_dict(model).keys() and all("lora_" in name for name in tensors)
 
 
-def content(path):
-    """Tensors and notes of a safetensors file; its notes come in another order from one saving to the next."""
-    with safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name).tolist() for name in file.keys()}, file.metadata()
-
-
-def test_saving_twice_writes_the_same_content(saved, tmp_path):
+def test_saving_twice_writes_the_same_bytes(saved, tmp_path):
     folder, model = saved
     again = save_adapter(model, tmp_path / "again")
-    assert (folder / "adapter_config.json").read_bytes() == (again / "adapter_config.json").read_bytes()
-    assert content(folder / "adapter_model.safetensors") == content(again / "adapter_model.safetensors")
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (folder / name).read_bytes() == (again / name).read_bytes(), name
 
 
 @pytest.mark.parametrize("change, message", [
