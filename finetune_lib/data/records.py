@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LISTS', 'PROMPTS', 'RESPONSES', 'CONTEXTS', 'SYSTEMS', 'FIELDS', 'Recognition', 'recognize', 'to_conversations',
-           'Reading', 'exchanges', 'read_conversations', 'load_conversations', 'load_text', 'write_conversations']
+           'refusal', 'Reading', 'row_records', 'tree_records', 'exchanges', 'read_conversations', 'load_conversations',
+           'load_text', 'write_conversations']
 
 # %% ../../nbs/01_data/03_records.ipynb #0dc448d6
 import glob
@@ -12,11 +13,18 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
+from math import isfinite
 from pathlib import Path
 
 from ..core import ConfigError, DataError, suggest
-from .files import Problem, RecordError, decode_json, problem_at, read_rows
-from .turns import Conversation, InstructionSample, Turn, content_id, text_of, to_turns
+from .files import read_rows
+from .hub import hub_rows, is_hub_name
+from .rows import Problem, RecordError, problem_at
+from finetune_lib.data.turns import (
+    Conversation, InstructionSample, Turn, content_id, json_list, messages_of, plant, side_of, text_of, to_turns,
+    tools_of, tree_paths,
+)
 
 # %% ../../nbs/01_data/03_records.ipynb #9496b3f4
 @dataclass(frozen=True)
@@ -35,48 +43,44 @@ class Recognition:
 
 # %% ../../nbs/01_data/03_records.ipynb #8d31d436
 LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue", "chat")
-PROMPTS = ("instruction", "prompt", "question", "query", "user", "human", "problem", "input")
-RESPONSES = ("response", "output", "completion", "answer", "assistant", "target", "solution")
-CONTEXTS = ("input", "context", "input_context", "passage")
+PROMPTS = ("instruction", "instructions", "prompt", "question", "query", "user_prompt", "user", "human", "problem",
+           "definition", "input", "inputs", "inputs_pretokenized", "message_1", "title")
+RESPONSES = ("response", "output", "outputs", "completion", "generation", "generated_solution", "solution", "answer",
+             "assistant", "target", "targets", "targets_pretokenized", "reply", "message_2", "best_answer")
+CONTEXTS = ("input", "inputs", "context", "input_context", "passage")
 SYSTEMS = ("system", "system_prompt")
-FIELDS = ("messages", "instruction", "response", "input_context", "system_prompt", "text")  # what a mapping may name
+FIELDS = ("messages", "instruction", "response", "input_context", "system_prompt")  # what a mapping may name
 
-
-
+# %% ../../nbs/01_data/03_records.ipynb #885a0406
 def _first(names: Iterable[str], row: dict, taken: Iterable[str] = ()) -> str | None:
-    return next((name for name in names if name in row and name not in taken), None)
+    """The row's column that comes first in `names`; capitals and spaces around it do not count."""
+    columns = {str(column).strip().lower(): column for column in reversed(row) if column not in taken}
+    return next((columns[name] for name in names if name in columns), None)
 
-# %% ../../nbs/01_data/03_records.ipynb #f7e3136a
-def _items(value: object) -> list | None:
-    """A list of messages, also when it comes as JSON text in a CSV cell; else None."""
-    if isinstance(value, str) and value.lstrip().startswith("["):
-        try:
-            value = decode_json(value.strip())[0]
-        except RecordError:
-            return None
-    return value if isinstance(value, list) and value and isinstance(value[0], dict) else None
-
-# %% ../../nbs/01_data/03_records.ipynb #b654bd34
+# %% ../../nbs/01_data/03_records.ipynb #6f6e57a7
 def recognize(
     row: dict,  # one row of a file, column → value
 ) -> Recognition:
-    """The shape of a row by its column names. `usable` is False for text, preference pairs and unknown shapes."""
+    """The shape of a row by its column names. `usable` is False for text, preferences and unknown shapes."""
     columns = tuple(row)
-    # 1. preference pairs first: they also have a prompt, but half of each must not be learned
-    if "chosen" in row and "rejected" in row:
-        return Recognition("preference", "chosen and rejected answers need another kind of training", columns)
+    # 1. preferences first: they also have a prompt, but half of the answers must not be learned
+    if "chosen" in row and "rejected" in row or "completion" in row and isinstance(row.get("label"), bool):
+        return Recognition("preference", "good and bad answers side by side need another kind of training", columns)
     # 2. a column that holds a list of messages: ShareGPT says from/value, OpenAI says role/content
-    listed = next((name for name in LISTS if _items(row.get(name))), None)
+    listed = next((name for name in LISTS if messages_of(row.get(name))), None)
     if listed:
-        kind = "sharegpt" if "from" in _items(row[listed])[0] else "messages"
+        kind = "sharegpt" if "from" in messages_of(row[listed])[0] else "messages"
         return Recognition(kind, f"{listed} is a list of messages", columns, {"messages": listed})
-    # 3. nested shapes: a tree of replies, or several instances of one instruction
+    # 3. nested shapes: a tree of replies, its messages as rows, or several instances of one instruction
     if isinstance(row.get("prompt"), dict) and "replies" in row["prompt"]:
         return Recognition("openassistant", "prompt is a tree of replies", columns, {"messages": "prompt"})
+    if {"message_id", "parent_id"} <= row.keys():
+        return Recognition("openassistant rows", "message_id and parent_id make a tree", columns, {"messages": "text"})
     if "instances" in row and "instruction" in row:
         return Recognition("self-instruct", "instruction with a list of instances", columns,
                            {"instruction": "instruction"})
-    # 4. a question column and an answer column; what is left may be context or system prompt
+    # 4. a question column and an answer column; what is left may be context or system prompt. Alpaca and Dolly have
+    # names of their own, any other pair is called by its two columns, as prompt/completion, or instruction/response
     asked, said = _first(PROMPTS, row), _first(RESPONSES, row)
     if asked and said:
         mapping = {"instruction": asked, "response": said, "input_context": _first(CONTEXTS, row, (asked,)),
@@ -97,48 +101,69 @@ def to_conversations(
     every_path: bool = False,  # of a tree: all paths from root to leaf, not only the best ranked
 ) -> Iterator["Conversation | RecordError"]:
     """Conversations of one row, at least one, or the error that stands in the place of one."""
+    made = list(_made(row, found, source, every_path)) if found.usable else [refusal(row, found)]
+    for number, record in enumerate(made):  # several from one row need several ids
+        several = len(made) > 1 and isinstance(record, Conversation) and row.get("id") is not None
+        yield replace(record, id=f"{record.id}-{number}") if several else record
+
+
+def _made(row: dict, found: Recognition, source: str, every_path: bool) -> Iterator["Conversation | RecordError"]:
     columns = found.mapping
-    if not found.usable:
-        names = ", ".join(map(str, found.columns[:12]))
-        yield RecordError(f"format_{found.format}", f"{found.reason}; needed is a question and an answer, or messages. "
-                          f"Columns: {names}. Name them: mapping={{'instruction': …, 'response': …}}")
-    elif found.format == "self-instruct":
-        for instance in _items(row["instances"]) or [{}]:
-            yield _pair(row, {"instruction": row[columns["instruction"]], "input_context": instance.get("input"),
-                              "response": instance.get("output")}, source)
+    if found.format == "self-instruct":
+        for instance in json_list(row["instances"]) or [{}]:
+            part = instance if isinstance(instance, dict) else {}
+            yield _pair(row, {"instruction": row[columns["instruction"]], "input_context": part.get("input"),
+                              "response": part.get("output")}, source)
     elif found.format == "openassistant":
-        for path in _paths(row["prompt"], every_path):
-            yield _chat(row, path, source, ("prompt",))
+        yield from _tree(row, row["prompt"], source, every_path)
     elif "messages" in columns:
-        yield _chat(row, _items(row.get(columns["messages"])), source, (columns["messages"],))
-    elif _items(row.get(columns["instruction"])):  # prompt and completion as two lists of messages
-        items = _items(row[columns["instruction"]]) + (_items(row[columns["response"]]) or [{}])
-        yield _chat(row, items, source, columns.values())
+        yield _chat(row, messages_of(row.get(columns["messages"])), source, (columns["messages"],))
+    elif messages_of(row.get(columns["instruction"])) or messages_of(row.get(columns["response"])):
+        sides = [side_of(row.get(columns[part]), role)
+                 for part, role in (("instruction", "user"), ("response", "assistant"))]
+        yield _chat(row, sides[0] + sides[1], source, columns.values())
     else:
         yield _pair(row, {ours: row.get(theirs) for ours, theirs in columns.items()}, source, columns.values())
 
-# %% ../../nbs/01_data/03_records.ipynb #8e2198df
-def _paths(node: dict, every: bool) -> Iterator[list[dict]]:
-    """Paths of an OpenAssistant tree from the root to a leaf; best rank (0) first."""
-    replies = sorted(node.get("replies") or [], key=lambda reply: reply.get("rank") or 0)
-    for reply in replies if every else replies[:1]:
-        yield from ([node, *path] for path in _paths(reply, every))
-    if not replies:
-        yield [node]
+
+def _tree(row: dict, root: dict, source: str, every: bool) -> Iterator["Conversation | RecordError"]:
+    try:
+        for path in tree_paths(root, every):
+            yield _chat(row, path, source, ("prompt", "text", "role"))
+    except RecordError as error:
+        yield error
 
 # %% ../../nbs/01_data/03_records.ipynb #c937a1de
-_KNOWN = ("id", "source", "tools", "quality_score", "instances", *SYSTEMS)
+def refusal(row: dict, found: Recognition) -> RecordError:
+    """Why a row cannot be used, the columns it has, and the mapping to write."""
+    asked, said, listed = _first(PROMPTS, row), _first(RESPONSES, row), _first(LISTS, row)
+    names = ", ".join(map(str, found.columns[:12]))
+    if found.format == "unknown" and listed is not None:
+        return RecordError("missing_field", f"{listed} must be a list of messages, got {row[listed]!r:.60}")
+    if found.format == "unknown" and (asked or said):
+        there, missing = (asked, "response") if asked else (said, "instruction")
+        return RecordError("missing_field", f"{missing} is missing: {there!r} is there alone. Columns: {names}. "
+                           f"Name it: mapping={{'instruction': {asked or '…'!r}, 'response': {said or '…'!r}}}")
+    mapping = {"instruction": asked or "…", "response": said or "…"}
+    if found.format == "preference":
+        answer = _first(("chosen", "completion"), row)
+        mapping = {"messages": answer} if messages_of(row[answer]) else mapping | {"response": answer}
+    return RecordError(f"format_{found.format}", f"{found.reason}; needed is a question and an answer, or messages. "
+                       f"Columns: {names}. If one part is enough, name it: mapping={mapping}")
 
+# %% ../../nbs/01_data/03_records.ipynb #1b044a28
+_KNOWN = ("id", "source", "tools", "functions", "quality_score", "instances", "replies", *SYSTEMS)
 
+# %% ../../nbs/01_data/03_records.ipynb #62ef4ac8
 def _rest(row: dict, used: Iterable[str], source: str) -> dict:
     """What a conversation has beside its turns: id, tools, score, and the plain columns that nothing used."""
-    used, tools, score = {*used, *_KNOWN}, row.get("tools"), row.get("quality_score")
-    tools = _items(tools) if isinstance(tools, str) else tools
-    metadata = {k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)}
+    used, score = {*used, *_KNOWN}, row.get("quality_score")
+    metadata = {k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)
+                and not (isinstance(v, float) and not isfinite(v))}
     return {
         "id": "" if row.get("id") is None else str(row["id"]),
         "source": row["source"] if row.get("source") and isinstance(row["source"], str) else source,
-        "tools": tuple(tools) if tools else None,
+        "tools": tools_of(row),
         "metadata": metadata,
         "quality_score": score if isinstance(score, int | float) and 0 <= score <= 1 else None,
     }
@@ -172,7 +197,7 @@ def _pair(row: dict, values: dict, source: str, used: Iterable[str] = ("instruct
 class Reading:
     """Conversations and Problems of some files, in file order, counted as they pass. Iterating again starts over."""
 
-    paths: list[Path]
+    paths: list[Path | str]  # files, and names on the hub
     mapping: dict | None = None  # our field → column, in place of recognition
     one_per_exchange: bool = False
     every_path: bool = False
@@ -180,6 +205,7 @@ class Reading:
     conversations: int = 0
     problems: Counter = field(default_factory=Counter)  # reason → count
     recognized: Counter = field(default_factory=Counter)  # (file, format, reason) → rows
+    tree_rows: Counter = field(default_factory=Counter)  # rows that are one message of a tree: what became of them
 
     @property
     def records(self) -> int:
@@ -188,30 +214,71 @@ class Reading:
 
     def __iter__(self) -> Iterator[Conversation | Problem]:
         self.rows = self.conversations = 0
-        self.problems, self.recognized = Counter(), Counter()
+        self.problems, self.recognized, self.tree_rows = Counter(), Counter(), Counter()
         for path in self.paths:
-            for line, row in read_rows(path):
+            flat: list[tuple[int, dict]] = []
+            for line, row in read_rows(path) if isinstance(path, Path) else hub_rows(path):
                 self.rows += 1
-                for record in [row] if isinstance(row, Problem) else self._records(path, line, row):
-                    self._count(record)
-                    yield record
+                made = [row] if isinstance(row, Problem) else row_records(self, path, line, row, flat)
+                yield from self._counted(made)
+            yield from self._counted(tree_records(self, path, flat))
 
-    def _count(self, record: Conversation | Problem) -> None:
-        if isinstance(record, Problem):
-            self.problems[record.reason] += 1
-        else:
-            self.conversations += 1
-
-    def _records(self, path: Path, line: int, row: dict) -> Iterator[Conversation | Problem]:
-        if {"reason", "excerpt", "row"} <= row.keys() and isinstance(row["row"], dict):
-            row = row["row"]  # a quarantine file, mended by hand and read again
-        found = Recognition("mapping", "named by you", tuple(row), self.mapping) if self.mapping else recognize(row)
-        self.recognized[path.name, found.format, found.reason] += 1
-        for record in to_conversations(row, found, path.name, self.every_path):
-            if isinstance(record, RecordError):
-                yield replace(problem_at(path, line, record, row, row), record_id=str(row.get("id") or ""))
+    def _counted(self, records: Iterable[Conversation | Problem]) -> Iterator[Conversation | Problem]:
+        for record in records:
+            if isinstance(record, Problem):
+                self.problems[record.reason] += 1
             else:
-                yield from exchanges(record) if self.one_per_exchange else (record,)
+                self.conversations += 1
+            yield record
+
+# %% ../../nbs/01_data/03_records.ipynb #69abcdb4
+def _placed(
+    reading: Reading, path: Path | str, line: int, row: dict, records: Iterable,
+) -> Iterator[Conversation | Problem]:
+    """Errors become Problems and conversations learn where they come from."""
+    for record in records:
+        if isinstance(record, RecordError):
+            yield replace(problem_at(path, line, record, row, row), record_id=str(row.get("id") or ""))
+            continue
+        record = replace(record, place=(Path(path).name, line))
+        yield from exchanges(record) if reading.one_per_exchange else (record,)
+
+# %% ../../nbs/01_data/03_records.ipynb #87037905
+def row_records(
+    reading: Reading, path: Path | str, line: int, row: dict,
+    flat: list,  # rows that are one message of a tree wait here for the others
+) -> Iterator[Conversation | Problem]:
+    """What one row gives."""
+    if {"reason", "excerpt", "row"} <= row.keys() and isinstance(row["row"], dict):
+        row = row["row"]  # a quarantine file, mended by hand and read again
+    mapping = reading.mapping
+    found = Recognition("mapping", "named by you", tuple(row), mapping) if mapping else recognize(row)
+    reading.recognized[Path(path).name, found.format, found.reason] += 1
+    if found.format == "openassistant rows":
+        flat.append((line, row))
+    else:
+        made = to_conversations(row, found, Path(path).name, reading.every_path)
+        yield from _placed(reading, path, line, row, made)
+
+# %% ../../nbs/01_data/03_records.ipynb #c00522da
+def tree_records(
+    reading: Reading, path: Path | str, flat: list[tuple[int, dict]],
+) -> Iterator[Conversation | Problem]:
+    """What the messages of a file's trees give, once all are there."""
+    roots, lost = plant([row for _, row in flat])
+    lines, used = {id(row): line for line, row in flat}, set()
+    for row in lost:
+        wrong = RecordError("no_parent", f"message {row['message_id']!r} hangs on {row['parent_id']!r}: that one is "
+                                         "missing, hangs on this one, or the id is used twice")
+        yield from _placed(reading, path, lines[id(row)], row, [wrong])
+    first = {str(row["message_id"]): line for line, row in reversed(flat)}
+    for root in roots:
+        for messages in tree_paths(root, reading.every_path):
+            used |= {str(message["message_id"]) for message in messages}
+        made = _tree(root, root, Path(path).name, reading.every_path)
+        yield from _placed(reading, path, first[str(root["message_id"])], root, made)
+    counts = {"in a conversation": len(used), "on no chosen path": len(flat) - len(lost) - len(used)}
+    reading.tree_rows.update({what: count for what, count in counts.items() if count})
 
 # %% ../../nbs/01_data/03_records.ipynb #4b7a7304
 def exchanges(chat: Conversation) -> Iterator[Conversation]:
@@ -221,29 +288,47 @@ def exchanges(chat: Conversation) -> Iterator[Conversation]:
         context = tuple(replace(turn, train=False) for turn in chat.turns[:last])
         name = chat.id if len(answers) < 2 else f"{chat.id}-{number}"
         yield replace(chat, id=name, turns=(*context, chat.turns[last]))
-    if not answers:
-        yield chat
+    if not answers or chat.turns[-1].role != "assistant":  # what was never answered is told, not left out
+        unheard = tuple(replace(turn, train=False) for turn in chat.turns)
+        yield replace(chat, id=f"{chat.id}-{len(answers)}", turns=unheard) if answers else chat
 
 # %% ../../nbs/01_data/03_records.ipynb #f60cadaa
 def read_conversations(
-    paths: str | Path | list,  # a file, a pattern like data/*.jsonl, or a list of both
+    paths: str | Path | list,  # a file, a pattern like data/*.jsonl, "owner/name" on the hub, or a list of these
     mapping: dict | None = None,  # e.g. {"instruction": "ask", "response": "reply"}; None: recognized row by row
     one_per_exchange: bool = False,  # a conversation for each answer instead of one for all
     every_path: bool = False,
 ) -> Reading:
-    """A lazy reading. Wrong settings fail here and now: a missing file, an unknown mapping."""
+    """A lazy reading. Wrong settings fail here and now: a missing file, an unknown mapping or column."""
     for name in mapping or ():
         if name not in FIELDS:
             raise ConfigError(f"a mapping names our fields, got {name!r}; {suggest(name, FIELDS)}")
     if mapping and "messages" not in mapping and not {"instruction", "response"} <= set(mapping):
         raise ConfigError(f"a mapping needs messages, or instruction and response, got {sorted(mapping)}")
-    files = []
-    for path in paths if isinstance(paths, list | tuple) else [paths]:
-        matches = sorted(glob.glob(str(path))) if any(sign in str(path) for sign in "*?") else [path]
-        if not matches or not all(Path(match).exists() for match in matches):
-            raise FileNotFoundError(f"no such data file: {path}")
-        files += map(Path, matches)
-    return Reading(files, mapping, one_per_exchange, every_path)
+    found = [file for path in (paths if isinstance(paths, list | tuple) else [paths]) for file in _files(path)]
+    if mapping:
+        _check_columns(found[0], mapping)
+    return Reading(found, mapping, one_per_exchange, every_path)
+
+
+def _files(path: str | Path) -> list[Path | str]:
+    if is_hub_name(path):
+        return [str(path)]
+    matches = [path] if Path(path).exists() else sorted(glob.glob(str(path)))
+    if not matches:
+        what = "no file matches" if any(sign in str(path) for sign in "*?[") else "no such data file:"
+        raise FileNotFoundError(f"{what} {path}")
+    return [Path(match) for match in matches]
+
+
+def _check_columns(path: Path | str, mapping: dict) -> None:
+    """ConfigError if none of the first hundred rows has a column that the mapping needs."""
+    rows = islice(read_rows(path) if isinstance(path, Path) else hub_rows(path), 100)
+    columns = list(dict.fromkeys(str(name) for _, row in rows if isinstance(row, dict) for name in row))
+    for ours in ("messages", "instruction", "response"):
+        if columns and ours in mapping and mapping[ours] not in columns:
+            raise ConfigError(f"the mapping of {ours} names a column that {Path(path).name} does not have, got "
+                              f"{mapping[ours]!r}; {suggest(mapping[ours], columns)}")
 
 # %% ../../nbs/01_data/03_records.ipynb #bafb1ecd
 def load_conversations(

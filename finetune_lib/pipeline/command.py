@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Config', 'Set', 'Force', 'AsJson', 'HEAD', 'OUT_OF_MEMORY', 'options', 'console', 'show_event', 'words', 'run',
            'open_pipeline', 'show_files', 'prepare', 'stage_until', 'train', 'evaluate', 'merge', 'export',
-           'explain_file', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate', 'fit', 'targets',
+           'explain_data', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate', 'fit', 'targets',
            'doctor', 'init', 'main', 'fail', 'classify']
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #5faed282
@@ -113,16 +113,18 @@ def show_files(folder: Path, model: Path) -> None:
 # %% ../../nbs/06_pipeline/07_command.ipynb #8916d9a9
 @app.command()
 def prepare(
-    config: Annotated[str | None, typer.Argument(metavar="[CONFIG|FILE]", help="A configuration or data file.")] = None,
-    explain: Annotated[bool, typer.Option("--explain", help="Of a data file: what it is, where rows go.")] = False,
+    files: Annotated[list[str] | None, typer.Argument(metavar="[CONFIG|FILE…]", help="Settings or data files.")] = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Of data files: what they are, where rows go.")] = False,
     set_: Set = None,
     force: Force = False,
     as_json: AsJson = False,
 ) -> None:
-    """Raw files → masked tokens. With --explain FILE: only look, and account for every row."""
+    """Raw files → masked tokens. With --explain FILE…: only look, and account for every row."""
     if explain:
-        return explain_file(config, set_ or [], as_json)
-    stage_until("prepare", config, set_, force)
+        return explain_data(files or [], set_ or [], as_json)
+    if len(files or []) > 1:
+        raise ConfigError(f"prepare takes one configuration, got {len(files)}; several files: --set data.train=[…]")
+    stage_until("prepare", files[0] if files else None, set_, force)
 
 
 def stage_until(name: str, config: str | None, overrides: list[str] | None, force: bool) -> None:
@@ -156,33 +158,32 @@ def export(config: Config = None, set_: Set = None, force: Force = False) -> Non
     stage_until("export", config, set_, force)
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #ca35bff3
-def explain_file(
-    path: str | None,
-    overrides: list[str],
-    as_json: bool = False,
-) -> None:
-    """Recognition and accounting of one data file, with the tokenizer of the configuration (`--set model=…`)."""
+def explain_data(paths: list[str], overrides: list[str], as_json: bool = False) -> None:
+    """Format and accounting of data files, with the tokenizer of the configuration (`--set model=…`)."""
     from dataclasses import asdict
 
     from finetune_lib.core import DataError
     from finetune_lib.pipeline.config import load_config
-    from finetune_lib.pipeline.reading import read_data, tokenizer_of
+    from finetune_lib.pipeline.reading import MATRIX, explain_files
 
-    if not path:
+    if not paths:
         raise ConfigError("--explain needs a data file; finetune prepare --explain my.jsonl")
-    config = load_config(None, overrides)
-    found = read_data([path], config, tokenizer_of(config))
-    account = found.accounting
-    if as_json:
-        typer.echo(json.dumps(asdict(account), indent=2))
-    else:
-        show_accounting(path, account, found.problems)
-    if not account.kept:
-        raise DataError(f"no record of {path} can be trained on: {account.quarantined | account.removed}; "
-                        "read the reasons above, or give data.mapping")
+    found = explain_files(paths, load_config(None, overrides))
+    if found[1:]:
+        accounts = [asdict(one.accounting) | {"file": one.file, "error": one.error} for one in found]
+        typer.echo(json.dumps(accounts, indent=2) if as_json else "\n".join([MATRIX, *(one.line() for one in found)]))
+    elif not found[0].error and as_json:
+        typer.echo(json.dumps(asdict(found[0].accounting), indent=2))
+    elif not found[0].error:
+        show_accounting(found[0].accounting, found[0].problems)
+    for one in found:
+        if not one.accounting.kept:
+            lost = one.accounting.quarantined | one.accounting.removed
+            raise DataError(one.error or f"no record of {one.file} can be trained on: {lost}; "
+                                         "read the reasons above, or give data.mapping")
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #1aef77c2
-def show_accounting(path: str, account, problems: list) -> None:
+def show_accounting(account, problems: list) -> None:
     """The account as text for people, with an example for each reason."""
     out = console()
     for one in account.recognized:

@@ -14,7 +14,7 @@ settings.load_profile("data")
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (
-    "Where does Mara live? Mara lives in Tarn. The fox was old, and the boats were red. 12 + 30 = 42. USER: "
+    "Where does Liko live? Liko lives in Velden. The fox was old, and the boats were red. 12 + 30 = 42. USER: "
     " ASSISTANT: ### Instruction: ### Response: Below is an instruction. Grüße, 東京 and 🦊!\n\n"
 ) * 20
 COURSE = (

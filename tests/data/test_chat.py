@@ -32,8 +32,8 @@ CHAT = Conversation(
     "c",
     [
         Turn("system", "Be kind."),
-        Turn("user", "Where does Mara live?"),
-        Turn("assistant", "Mara lives in Tarn."),
+        Turn("user", "Where does Liko live?"),
+        Turn("assistant", "Liko lives in Velden."),
         Turn("user", "Grüße 🦊"),
         Turn("assistant", "東京 🦊"),
     ],
@@ -92,36 +92,36 @@ def test_the_prompt_is_the_beginning_of_the_sample_and_ends_where_labels_begin(t
 def test_labels_are_not_shifted_and_sit_on_their_own_ids(tokenizer):
     sample = tokenize(CHAT, tokenizer)
     assert all(label in (-100, token) for token, label in zip(sample.input_ids, sample.labels, strict=True))
-    assert learned(sample, tokenizer) == " Mara lives in Tarn.<|end|> 東京 🦊<|end|>"
+    assert learned(sample, tokenizer) == " Liko lives in Velden.<|end|> 東京 🦊<|end|>"
 
 
 def test_only_turns_to_be_trained_carry_labels(tokenizer):
     silent = Conversation(
         "s",
-        [Turn("user", "a"), Turn("assistant", "First.", train=False), Turn("user", "b"), Turn("assistant", "Mara.")],
+        [Turn("user", "a"), Turn("assistant", "First.", train=False), Turn("user", "b"), Turn("assistant", "Liko.")],
     )
-    assert learned(tokenize(silent, tokenizer), tokenizer) == " Mara.<|end|>"
+    assert learned(tokenize(silent, tokenizer), tokenizer) == " Liko.<|end|>"
     assert learned(tokenize(CHAT, tokenizer, train_on="last"), tokenizer) == " 東京 🦊<|end|>"
     with pytest.raises(DataError, match="no_labels|no token"):
         tokenize(Conversation("n", [Turn("user", "a"), Turn("assistant", "b", train=False)]), tokenizer)
 
 
 def test_tool_turns_are_read_and_not_learned(tokenizer):
-    call = {"type": "function", "function": {"name": "find", "arguments": {"who": "Mara"}}}
+    call = {"type": "function", "function": {"name": "find", "arguments": {"who": "Liko"}}}
     chat = Conversation(
         "t",
         [
             Turn("user", "Where?"),
             Turn("assistant", "", tool_calls=(call,)),
-            Turn("tool", "Tarn"),
-            Turn("assistant", "In Tarn."),
+            Turn("tool", "Velden"),
+            Turn("assistant", "In Velden."),
         ],
         tools=({"name": "find", "description": "finds people"},),
     )
     sample = tokenize(chat, tokenizer)
     text = tokenizer.decode(sample.input_ids)
-    assert "finds people" in text and "<|tool|> Tarn<|end|>" in text
-    assert learned(sample, tokenizer) == ' {"name": "find", "arguments": {"who": "Mara"}}<|end|> In Tarn.<|end|>'
+    assert "finds people" in text and "<|tool|> Velden<|end|>" in text
+    assert learned(sample, tokenizer) == ' {"name": "find", "arguments": {"who": "Liko"}}<|end|> In Velden.<|end|>'
 
 
 def test_pad_equal_to_eos_still_learns_the_stop_token(tokenizers):
@@ -173,7 +173,8 @@ def test_control_tokens_typed_by_a_user_are_refused(tokenizer):
 
 
 LONG = chat_of(
-    [("Where does Mara live? " * 5, "Mara lives in Tarn. " * 3), ("The fox was old. " * 8, "The boats were red. " * 8)],
+    [("Where does Liko live? " * 5, "Liko lives in Velden. " * 3),
+     ("The fox was old. " * 8, "The boats were red. " * 8)],
     "Be kind.",
 )
 
@@ -211,7 +212,7 @@ def test_samples_and_problems_add_up_and_keep_their_order(tokenizers, chats):
 
 
 def test_text_is_learned_whole_with_one_bos_a_piece_and_one_eos_in_all(tokenizer):
-    text = "Mara lives in Tarn. " * 30
+    text = "Liko lives in Velden. " * 30
     pieces = tokenize_text([text], tokenizer, max_length=32)
     assert all(
         p.input_ids[0] == tokenizer.bos_token_id and p.labels == p.input_ids and p.total_length <= 32 for p in pieces
@@ -224,7 +225,7 @@ def test_wrong_settings_fail_at_once(tokenizer):
     for options in ({"overlong": "cut"}, {"train_on": "first"}, {"template": "lama"}, {"max_length": 1}):
         with pytest.raises(ConfigError):
             tokenize(CHAT, tokenizer, **options)
-    assert template_of(tokenizer, "qwen") == TEMPLATES["qwen"]
+    assert template_of(tokenizer, "qwen") == "{{ bos_token }}" + TEMPLATES["qwen"]
 
 
 def test_the_view_shows_every_token_and_which_are_learned(tokenizer):
@@ -247,6 +248,6 @@ def test_files_made_by_others_are_tokenized_or_refused_by_name(wild, tokenizer, 
 
 
 def test_a_tokenizer_left_truncating_cuts_no_text(tokenizer):
-    tokenizer(["Mara lives in Tarn."], truncation=True, max_length=3)
-    (sample,) = tokenize_text(["Mara lives in Tarn."], tokenizer)
-    assert tokenizer.decode(sample.input_ids, skip_special_tokens=True) == "Mara lives in Tarn."
+    tokenizer(["Liko lives in Velden."], truncation=True, max_length=3)
+    (sample,) = tokenize_text(["Liko lives in Velden."], tokenizer)
+    assert tokenizer.decode(sample.input_ids, skip_special_tokens=True) == "Liko lives in Velden."
