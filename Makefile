@@ -22,10 +22,10 @@ uv_options = $(foreach url,$(call pip_setting,index-url),--default-index $(url))
 	$(foreach url,$(call pip_setting,extra-index-url),--index $(url)) \
 	$(foreach folder,$(call pip_setting,find-links),--find-links $(folder)) --index-strategy unsafe-best-match
 
-.PHONY: help demo test lab lint notebooks studies bench base clean
+.PHONY: help demo test lab lint notebooks studies bench bench-data base clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -50,7 +50,8 @@ lint: $(STAMP)  ## ruff, layers, export, README, notebooks' form: what needs no 
 	$(BIN)/python -m pytest tests/house --quiet
 
 lab: $(STAMP)  ## JupyterLab with the notebooks open; a learner's folder: make lab DIR=../my-course
-	cd $(DIR) && .venv/bin/python -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB) nbs/00_start.ipynb
+	cd $(DIR) && .venv/bin/python -m jupyterlab $(if $(filter 0,$(shell id -u)),--allow-root) \
+		--LabApp.default_url=/lab/tree/nbs/00_start.ipynb $(LAB)
 
 notebooks: $(STAMP)  ## run all notebooks, store them in their normal form, export the library
 	$(BIN)/nbdev-export
@@ -65,6 +66,9 @@ studies: $(STAMP)  ## measure again what data/studies holds, and make both READM
 
 bench: $(STAMP)  ## speed, as ratios of two ways in one run
 	$(BIN)/python tests/benchmark/speed.py
+
+bench-data: $(STAMP)  ## preparation of data against TRL's, and the memory of a million rows; about ten minutes
+	TOKENIZERS_PARALLELISM=true $(BIN)/python tests/benchmark/data.py
 
 base: $(STAMP)  ## make the base model and its data again, from nothing; at most 90 minutes on two cores
 	cd data && ../$(BIN)/python -m make.files && ../$(BIN)/python -m make.pretrain

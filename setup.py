@@ -25,8 +25,8 @@ setup(
     url=f"https://github.com/{settings['user']}/{settings['repo']}",
     python_requires=f">={settings['min_python']}",
     packages=find_packages(include=["finetune_lib*", "milestones*"]),
-    package_data={"milestones": ["**/*.py", "**/*.md"]},
+    package_data={"milestones": ["**/*.py", "**/*.md", "**/*.json"]},
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements")},
+    extras_require={"dev": lines("dev_requirements"), "language": lines("language_requirements")},
     entry_points={"console_scripts": lines("console_scripts")},
 )

@@ -16,6 +16,7 @@ from milestones.tasks import (
     Task,
     cell_source,
     find_tasks,
+    keep_list,
     notebook_paths,
     read_notebook,
     set_source,
@@ -24,8 +25,11 @@ from milestones.tasks import (
 )
 
 KINDS = ("skeleton", "solution")
-AUTHORS_ONLY = ("tests", ".ci", ".github", *(f"milestones/*/{name}" for name in AUTHORS), "milestones/AUDIT.md")
+WORKFLOWS = ".github"  # on neither branch: a workflow's own token may not push workflow files
+AUTHORS_ONLY = ("tests", ".ci", WORKFLOWS, ".pre-commit-config.yaml", "Makefile", "milestones/AUDIT.md",
+                *(f"milestones/*/{name}" for name in AUTHORS))
 LEARNERS = "milestones/learner"  # README.md and AGENTS.md of the skeleton branch
+SAME_EVERYWHERE = ("core.autocrlf=false", "core.fileMode=true", "i18n.commitEncoding=UTF-8", "log.showSignature=false")
 
 
 class BranchError(RuntimeError):
@@ -47,7 +51,8 @@ def git(
     settings = {**os.environ, **environment}
     if index:
         settings["GIT_INDEX_FILE"] = str(index)
-    place = ["--work-tree", str(work)] if work else []
+    place = [part for setting in SAME_EVERYWHERE for part in ("-c", setting)]  # whatever its user has set
+    place += ["--work-tree", str(work)] if work else []
     done = subprocess.run(["git", *place, *arguments], cwd=work or repository, text=True, capture_output=True,
                           env=settings | {"GIT_DIR": git_dir(repository)})
     if done.returncode:
@@ -56,6 +61,8 @@ def git(
 
 
 def git_dir(repository: Path) -> str:
+    if shutil.which("git") is None:
+        raise BranchError("branches are built by git, and git is not installed; get it from https://git-scm.com")
     done = subprocess.run(["git", "rev-parse", "--absolute-git-dir"], cwd=repository, text=True, capture_output=True)
     if done.returncode:
         raise BranchError(f"branches are built from a git repository, {repository} is none")
@@ -65,8 +72,8 @@ def git_dir(repository: Path) -> str:
 def build(repository: Path, kind: str, source: str = "HEAD", update: bool = True) -> Branch:
     """Build one branch from the commit `source`, and point it there unless `update` is False."""
     commit = git(repository, "rev-parse", f"{source}^{{commit}}")
-    if update and git(repository, "symbolic-ref", "-q", "HEAD") == f"refs/heads/{kind}":
-        raise BranchError(f"{kind} is checked out here and would change under your hands; go to main first")
+    if update and f"branch refs/heads/{kind}" in git(repository, "worktree", "list", "--porcelain").splitlines():
+        raise BranchError(f"{kind} is checked out and would change under your hands; there, go to main first")
     with tempfile.TemporaryDirectory(prefix="course-branch-") as name:
         main, made = Path(name) / "main", Path(name) / kind
         write_files(repository, commit, main)
@@ -97,10 +104,12 @@ def make(main: Path, folder: Path, kind: str) -> list[Task]:
         for pattern in AUTHORS_ONLY:
             for path in folder.glob(pattern):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+        keep_list(folder, tasks)
         blank_all(folder, tasks)
         for path in (folder / LEARNERS).glob("*.md"):
             shutil.copy(path, folder / path.name)
     else:
+        shutil.rmtree(folder / WORKFLOWS, ignore_errors=True)
         unmark_all(folder)
     export(folder)
     return tasks

@@ -18,13 +18,14 @@ from typing import Any
 import pytest
 
 from milestones.expecting import Mismatch
+from milestones.stopping import stopped
 from milestones.stubs import is_stub, stub_of
 from milestones.tasks import Task, task_order
 
 KIT = Path(__file__).resolve().parent
 PASSED, FAILED, UNATTEMPTED, BLOCKED, ERROR = "passed", "failed", "unattempted", "blocked", "error"
-OPTIONS = ["--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal", "--noconftest", "-c", os.devnull,
-           "--import-mode=importlib", "--strict-markers"]
+OPTIONS = ["--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:legacypath",
+           "--noconftest", "-c", os.devnull, "--import-mode=importlib", "--strict-markers"]
 MARKER = "task(id, points, hint, values): the task that a check belongs to"
 
 
@@ -151,7 +152,7 @@ class Engine:
     def pytest_runtest_protocol(self, item: pytest.Item):
         if self.begin:
             self.begin(item.check)
-        item.ran, item.start, item.failure = set(), time.perf_counter(), None
+        item.ran, item.start, item.failure, item.passed = set(), time.perf_counter(), None, set()
         sys.setprofile(self.watch(item.ran))
         try:
             return (yield)
@@ -159,9 +160,15 @@ class Engine:
             sys.setprofile(None)
             self.record(item)
 
-    def pytest_exception_interact(self, node: pytest.Item, call: pytest.CallInfo) -> None:
-        if isinstance(node, pytest.Function) and node.failure is None:
-            node.failure = call.excinfo
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo):
+        """Note what passed, and the first thing that did not: a skip, too, since no check asks for one."""
+        report = yield
+        if call.excinfo is None:
+            item.passed.add(call.when)
+        elif item.failure is None:
+            item.failure = call.excinfo
+        return report
 
     def watch(self, ran: set[str]) -> Callable[[FrameType, str, Any], None]:
         """A profiler that notes which tasks' code is entered."""
@@ -178,7 +185,9 @@ class Engine:
         check, needs = item.check, tuple(sorted(item.ran - {item.check.task}, key=task_order))
         result = CheckResult(check, PASSED, needs=needs, seconds=time.perf_counter() - item.start, seed=self.seed_value)
         if item.failure is not None:
-            result = self.failed(result, item.failure.value, item.failure.traceback, part_of(item.path.parent))
+            result = self.failed(result, item.failure.value, item.failure.tb, part_of(item.path.parent))
+        elif item.passed != {"setup", "call", "teardown"}:  # KeyboardInterrupt, or pytest.exit
+            result = replace(result, state=FAILED, what="the run of checks was ended in the middle of this one")
         self.results.append(result)
         if self.listener:
             self.listener(result)
@@ -187,8 +196,11 @@ class Engine:
         """Say what an exception means to the learner."""
         open_task = stub_of(error)
         own = result.check.task
-        if open_task == own or self.open(own, part):
+        if self.open(own, part):
             return replace(result, state=UNATTEMPTED, what=f"task {own} is not written yet")
+        if open_task == own:
+            return replace(result, state=FAILED, what=f"the code of task {own} comes to `raise NotImplementedError`",
+                           expected="the steps written, and that line gone", got="the line is still there")
         if open_task:
             needs = tuple(sorted({*result.needs, open_task}, key=task_order))
             return replace(
@@ -200,10 +212,8 @@ class Engine:
             )
         if isinstance(error, AssertionError):
             return replace(result, state=FAILED, what=str(error) or "an assertion does not hold")
-        last = traceback[-1]
-        line = "".join(str(last.statement).strip().splitlines()[-1:])
-        return replace(result, state=FAILED, what=f"the code stops with {type(error).__name__}: {error}",
-                       got=f"in {last.name}, at `{line}`", expected="no error")
+        what, got, reason = stopped(error, traceback)
+        return replace(result, state=FAILED, what=what, expected="no error", got=got, reason=reason)
 
     def open(self, task_id: str, part: str) -> bool:
         """Whether something of the task is still a stub."""

@@ -1,20 +1,13 @@
-"""What a check says: `same`, `expect` and `refuses` fail with expected, got and the likely reason.
+"""What a check says: `same`, `expect`, `gives` and `refuses` fail with expected, got and the likely reason.
 
 A reason is a known mistake by its effect: the value it gives (or a condition that it makes true). So it is found from
 what came out, wherever the check runs, and whatever the learner's code looks like.
 """
-import numbers
-import reprlib
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-
-SHOWN = 8  # entries of a tensor or list that are shown
-short = reprlib.Repr()
-short.maxstring = short.maxother = 160
-short.maxlist = short.maxtuple = short.maxdict = SHOWN
+from milestones.comparing import equal, is_array
+from milestones.saying import NOTHING, article, describe, likely, when, where
 
 
 class Mismatch(AssertionError):
@@ -33,12 +26,17 @@ def same(
     reasons: dict[str, Any] | None = None,  # known mistake → the value that it gives, or whether it happened (a bool)
     rtol: float = 1e-5,  # allowed relative difference
     atol: float = 1e-6,  # allowed absolute difference
+    dtype: Any = None,  # a tensor's type, where another one of the same values would be wrong
 ) -> None:
-    """Fail with a `Mismatch` unless `got` equals `expected`, in structure, shape and value."""
-    if equal(got, expected, rtol, atol):
-        return
-    reason = likely(got, expected, reasons or {}, rtol, atol)
-    raise Mismatch(f"{what} is not right{where(got, expected)}", describe(expected), describe(got), reason)
+    """Fail with a `Mismatch` unless `got` equals `expected`, in structure, shape, device and value."""
+    if not equal(got, expected, rtol, atol):
+        reason = likely(got, expected, reasons or {}, rtol, atol)
+        raise Mismatch(f"not right: {what}{where(got, expected)}", describe(expected), describe(got), reason)
+    if dtype is not None and getattr(got, "dtype", None) != dtype:
+        found = str(getattr(got, "dtype", type(got).__name__))
+        raise Mismatch(f"not of the right type: {what}", str(dtype), found,
+                       f"the values are right, but they are {found.removeprefix('torch.')}: "
+                       f"bring them to {str(dtype).removeprefix('torch.')}")
 
 
 def expect(
@@ -53,6 +51,31 @@ def expect(
         reason = next((text for text, happened in (reasons or {}).items() if happened), "")
         plain = [value if isinstance(value, str) else describe(value) for value in (expected, got)]
         raise Mismatch(f"this does not hold: {what}", plain[0] or what, plain[1] or "it does not", when(reason))
+
+
+def gives(
+    got: Any,  # what the learner's code returned
+    what: str,  # what was called, as "freeze"
+    kind: type | tuple[type, ...] = object,  # what it must be
+    fields: Iterable[str] = (),  # names that it must have, for a dataclass of the learner's library
+    parts: int | None = None,  # how many values, for a tuple
+) -> Any:
+    """`got` itself when a check can look into it; else a `Mismatch` that says what was returned instead."""
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    missing = [name for name in fields if not hasattr(got, name)]
+    names = " or ".join(article(known.__name__) for known in kinds if known is not object)
+    expected = names or f"something with {', '.join(fields) or 'a value'}"
+    if parts is not None:
+        expected = f"{parts} values, `return a, b`" if parts == 2 else f"{parts} values"
+    if got is None or not isinstance(got, kinds) or missing:
+        came = describe(got) if got is None or is_array(got) else f"{article(type(got).__name__)}: {describe(got)}"
+        reason = NOTHING if got is None else f"{article(type(got).__name__)} has no {', '.join(missing)}" if missing \
+            else f"{expected} must be returned, not {article(type(got).__name__)}"
+        raise Mismatch(f"{what} returns something else", expected, came, reason)
+    if parts is not None and len(got) != parts:
+        raise Mismatch(f"{what} returns another number of values", expected, f"{len(got)}: {describe(got)}",
+                       f"{parts} values belong behind `return`, in the order that the docstring says")
+    return got
 
 
 def refuses(
@@ -75,123 +98,6 @@ def refuses(
         return
     except Exception as raised:
         raise Mismatch(f"{what} is refused in the wrong way", expected, f"{type(raised).__name__}: {raised}",
-                       "bad input is not checked before it is used") from raised
-    raise Mismatch(f"{what} must be refused", expected, f"no error, but {describe(value)}", "bad input is not checked")
-
-
-def equal(got: Any, expected: Any, rtol: float = 1e-5, atol: float = 1e-6) -> bool:
-    """Equal in structure and shape, and in value within the tolerances; whole numbers exactly. NaN equals NaN.
-
-    A tensor without dimensions counts as its number.
-    """
-    got, expected = (value.item() if is_array(value) and not value.shape else value for value in (got, expected))
-    if is_array(expected):
-        if not is_array(got):
-            return False
-        left, right = to_numpy(got), to_numpy(expected)
-        if left.shape != right.shape:
-            return False
-        if left.dtype.kind in "biu" and right.dtype.kind in "biu":
-            return bool(np.array_equal(left, right))
-        return bool(np.allclose(left, right, rtol=rtol, atol=atol, equal_nan=True))
-    if isinstance(expected, bool) or isinstance(got, bool):
-        return got is expected
-    if isinstance(expected, numbers.Number) and isinstance(got, numbers.Number):
-        exact = isinstance(expected, int) and isinstance(got, int)
-        return got == expected if exact else bool(np.isclose(got, expected, rtol=rtol, atol=atol, equal_nan=True))
-    if isinstance(expected, dict) and isinstance(got, dict):
-        return got.keys() == expected.keys() and all(equal(got[key], expected[key], rtol, atol) for key in expected)
-    if isinstance(expected, (list, tuple)) and isinstance(got, (list, tuple)):
-        return len(got) == len(expected) and all(equal(a, b, rtol, atol) for a, b in zip(got, expected, strict=True))
-    if is_array(got):
-        return False
-    return bool(got == expected)
-
-
-def is_array(value: Any) -> bool:
-    torch = sys.modules.get("torch")
-    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
-
-
-def to_numpy(value: Any) -> np.ndarray:
-    """Tensor or array as an array on the CPU; floats in float64, so that bfloat16 can be compared."""
-    if isinstance(value, np.ndarray):
-        return value
-    value = value.detach().cpu()
-    return (value.double() if value.is_floating_point() else value).numpy()
-
-
-def likely(got: Any, expected: Any, reasons: dict[str, Any], rtol: float, atol: float) -> str:
-    """The first known mistake that gives what was got; then the general ones."""
-    for text, wrong in reasons.items():
-        if is_array(wrong) and not wrong.shape and "bool" in str(wrong.dtype):
-            wrong = bool(wrong)
-        happened = wrong if isinstance(wrong, bool) else equal(got, wrong, rtol, atol)
-        if happened:
-            return when(text)
-    return general(got, expected, rtol, atol)
-
-
-def when(text: str) -> str:
-    return f"this is what comes out when {text}" if text else ""
-
-
-def general(got: Any, expected: Any, rtol: float, atol: float) -> str:
-    """Mistakes that can be seen without knowing the task."""
-    if got is None:
-        return "nothing is returned: is there a `return` at the end?"
-    numeric = is_array(got) or (isinstance(got, numbers.Number) and not isinstance(got, bool))
-    if not numeric or not (is_array(expected) or isinstance(expected, numbers.Number)):
-        return (
-            ""
-            if type(got) is type(expected)
-            else f"a {type(expected).__name__} was expected, not a {type(got).__name__}"
-        )
-    left, right = (np.asarray(to_numpy(v) if is_array(v) else v, dtype=float) for v in (got, expected))
-    if left.shape == right.shape[::-1] != right.shape and left.ndim == 2:
-        return "rows and columns are exchanged: it is transposed"
-    if left.shape != right.shape:
-        return f"the shape is {left.shape} where {right.shape} was expected"
-    if np.isnan(left).any() and not np.isnan(right).any():
-        return "there are NaNs in it: a division by zero, or the logarithm of zero"
-    if not left.any():
-        return "all of it is zero"
-    if np.allclose(left, -right, rtol=rtol, atol=atol):
-        return "the sign is the wrong way round"
-    factor = left[right != 0] / right[right != 0]
-    if factor.size and np.allclose(factor, factor.flat[0], rtol=1e-4) and np.allclose(left[right == 0], 0, atol=atol):
-        return f"it is {factor.flat[0]:.4g} times what it should be: a factor is wrong or missing"
-    return ""
-
-
-def where(got: Any, expected: Any) -> str:
-    """Where two arrays of one shape, or two lists, differ most or first."""
-    if is_array(got) and is_array(expected) and got.shape == expected.shape and len(got.shape):
-        gap = np.abs(np.asarray(to_numpy(got), float) - np.asarray(to_numpy(expected), float))
-        place = np.unravel_index(np.argmax(np.nan_to_num(gap, nan=np.inf)), gap.shape)
-        return f": the largest difference is {gap[place]:.3g}, at [{', '.join(map(str, map(int, place)))}]"
-    if isinstance(got, dict) and isinstance(expected, dict) and got.keys() != expected.keys():
-        missing, extra = sorted(map(str, expected.keys() - got.keys())), sorted(map(str, got.keys() - expected.keys()))
-        return "".join(
-            f", {word} {', '.join(keys[:SHOWN])}"
-            for word, keys in (("missing", missing), ("unexpected", extra))
-            if keys
-        )
-    if isinstance(got, (list, tuple, str)) and isinstance(expected, (list, tuple, str)):
-        first = next((i for i, (a, b) in enumerate(zip(got, expected, strict=False)) if not equal(a, b)), None)
-        return f", from position {first}" if first is not None else f": its length is {len(got)}, not {len(expected)}"
-    return ""
-
-
-def describe(value: Any) -> str:
-    """A value in one short line: shape and first entries of a tensor, few digits."""
-    if is_array(value):
-        flat = to_numpy(value).reshape(-1)
-        shown = ", ".join(f"{float(entry):.5g}" for entry in flat[:SHOWN])
-        dtype = str(value.dtype).removeprefix("torch.")
-        return f"{dtype}{tuple(value.shape)} [{shown}{', …' if flat.size > SHOWN else ''}]"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, (list, tuple)) and value and all(isinstance(entry, float) for entry in value[:SHOWN]):
-        return "[" + ", ".join(f"{entry:.4g}" for entry in value[:SHOWN]) + (", …]" if len(value) > SHOWN else "]")
-    return short.repr(value)
+                       "an error of another kind is raised, or bad input is used before it is checked") from raised
+    raise Mismatch(f"{what} must be refused", expected, f"no error, but {describe(value)}",
+                   "bad input is not checked, or it is answered in place of an error")

@@ -50,20 +50,25 @@ def replaced_once(task: Task, old: str, new: str, name: str) -> str:
 
 
 def load(kit: Path, file: str, name: str, milestone: int | None = None) -> list[Any]:
-    """The lists called `name` in each milestone's `file`, joined; none where the file is not there."""
+    """What is called `name` in each milestone's `file`; none where the file is not there."""
     found = []
     for path in sorted(kit.glob(f"[0-9][0-9]_*/{file}")):
         if milestone is None or int(path.parent.name[:2]) == milestone:
             spec = importlib.util.spec_from_file_location(f"milestones_{path.parent.name}_{path.stem}", path)
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
-            found += getattr(module, name)
+            found.append(getattr(module, name))
     return found
 
 
 def mistakes(kit: Path, milestone: int | None = None) -> list[Mistake]:
-    return load(kit, "mistakes.py", "MISTAKES", milestone)
+    return [entry for entries in load(kit, "mistakes.py", "MISTAKES", milestone) for entry in entries]
 
 
 def alternatives(kit: Path, milestone: int | None = None) -> list[Alternative]:
-    return load(kit, "alternatives.py", "ALTERNATIVES", milestone)
+    return [entry for entries in load(kit, "alternatives.py", "ALTERNATIVES", milestone) for entry in entries]
+
+
+def pages(kit: Path, milestone: int) -> dict[str, str]:
+    """The mistakes that a milestone must catch → "2.1 name of a mistake", or "tests/file.py::test"."""
+    return {words: place for page in load(kit, "mistakes.py", "PAGE", milestone) for words, place in page.items()}

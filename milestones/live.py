@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from milestones.checking import FAILED, KIT, CheckResult, Engine, check_files, run_checks, settle
-from milestones.showing import Verdict
+from milestones.showing import Verdict, where_to_read
 from milestones.tasks import Task, find_tasks
 
 
@@ -33,7 +33,8 @@ def check_live(task: str, namespace: dict[str, Any], kit: Path = KIT, folder: Pa
         earlier = {need for result in results if result.state == FAILED for need in result.needs}
         others = [other for milestone in {need.split(".")[0] for need in earlier}
                   for other in run_on(namespace, earlier, kit, tasks, int(milestone))]
-    return Verdict(task, [result for result in settle(results + others) if result.check.task == task])
+    read = where_to_read(next((known for known in tasks if known.id == task), None))
+    return Verdict(task, [result for result in settle(results + others) if result.check.task == task], read=read)
 
 
 def run_on(namespace: dict[str, Any], chosen: set[str], kit: Path, tasks: tuple[Task, ...],

@@ -3,9 +3,15 @@
 import sys
 from pathlib import Path
 
+from milestones.beside import SCORE, points_beside_checks
 from milestones.checking import KIT, collect
 from milestones.tasks import Task, find_tasks
 
+BESIDE = {
+    "notebooks": "each notebook with tasks runs from its top through its last check, and gives as large a share of its "
+                 "points as its tasks got of theirs",
+    "result": f"your own pipeline exports a model that answers at least {SCORE:.0%} of the held-out instructions",
+}
 BEGIN, END = "<!-- rubric: python -m milestones.rubric -->", "<!-- end of rubric -->"
 
 
@@ -21,6 +27,7 @@ def rubric(tasks: list[Task], kit: Path = KIT) -> str:
         lines.append(
             f"| {task.id} | {names} | `nbs/{task.notebook}` | {claims} | {sum(check.points for check in own):g} |"
         )
+    lines += [f"| | | {BESIDE[name]} | | {points} |" for name, points in points_beside_checks(milestone).items()]
     return "\n".join(lines)
 
 

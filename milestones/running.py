@@ -1,24 +1,30 @@
 """Run checks on a folder's library in forked children of one warm process, under limits on time and memory.
 
-Each child sends its results as it gets them; where one dies or hangs, that check has failed, and the rest go on in a
-new child.
+Where a child dies or hangs, that check has failed, and the rest go on in a new one. A sealed child is also watched:
+what judges must stay as it is (seal.py), checks that must fail do fail (canary.py), no act reaches out (acts.py), and
+what it sends comes in turn (account.py).
+
+What this cannot exclude: checks and graded code share a process, because a check calls the learner's objects and reads
+their tensors. Code written against this kit can reach, through Python's own introspection or through C, the function
+that sends results, or the tables of the seal, change them and change them back. It can also take the right answer out
+of the frames of the check that calls it. Secret, seal, canaries, audit hook and the order of messages make that long,
+deliberate and plain to see in the notebook; they do not make it impossible. Where a grade matters, read the notebooks.
 """
+import errno
 import functools
-import gc
 import importlib
-import json
 import os
-import resource
-import select
-import signal
+import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from milestones.account import TAMPERED, understood
+from milestones.acts import lingering, watch
 from milestones.checking import (
     FAILED,
     KIT,
@@ -31,120 +37,24 @@ from milestones.checking import (
     run_checks,
     settle,
 )
+from milestones.children import LIMITS, Limits, Send, in_child, warm_up
+from milestones.seal import Seal
 from milestones.tasks import Task
+from milestones.wrong import WRONG, unsound
 
-Send = Callable[[dict[str, Any]], None]
-CANARIES = 5  # checks in canary.py
-PATIENCE = 10  # times a limit, in real seconds, for a process that does not compute
+__all__ = ["LIMITS", "Guard", "Limits", "all_checks", "choose", "in_child", "library_modules", "run_in_folder",
+           "use_library", "warm_up"]
+CANARIES = 1 + len(WRONG)  # checks in canary.py
 
 
 @dataclass(frozen=True)
-class Limits:
-    seconds: float = 20.0  # of computing, for one check
-    start: float = 60.0  # of computing, until the first check begins
-    memory: int = 4 * 2**30  # bytes above what the warm process has
+class Guard:
+    """How a sealed run is watched."""
 
-
-LIMITS = Limits()
-
-
-def warm_up(names: Iterable[str]) -> None:
-    """Import third-party modules here, so that no child has to. What cannot be imported a child will ask for itself."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in names:
-        with suppress(Exception):
-            importlib.import_module(name)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # a pool of threads does not live through a fork
-    gc.freeze()  # what is here now is not looked through again, so children share its memory
-
-
-def in_child(work: Callable[[Send], None], limits: Limits = LIMITS) -> tuple[list[dict[str, Any]], str]:
-    """Do `work` in a forked child of its own session; returns what it sent, and how it ended ("" when it was done)."""
-    reader, writer = os.pipe()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if child == 0:
-        os.close(reader)
-        become_child(work, writer, limits)
-    os.close(writer)
-    try:
-        messages, ended = listen(reader, child, limits)
-    finally:
-        os.close(reader)
-        status = reap(child)
-    if messages and messages[-1].get("done"):
-        return messages[:-1], ""
-    return messages, ended or how_it_ended(status)
-
-
-def become_child(work: Callable[[Send], None], writer: int, limits: Limits) -> None:
-    """The child's life: quiet, limited, and never back into the parent's code."""
-    try:
-        os.setsid()
-        quiet = os.open(os.devnull, os.O_RDWR)
-        for stream in (0, 1, 2):
-            os.dup2(quiet, stream)
-        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + limits.memory, size + limits.memory))
-
-        def send(message: dict[str, Any]) -> None:
-            os.write(writer, json.dumps(message).encode() + b"\n")
-
-        try:
-            work(send)
-        except Exception as error:
-            send({"failure": f"{type(error).__name__}: {error}"})
-        send({"done": True})
-    finally:
-        os._exit(0)
-
-
-def listen(reader: int, child: int, limits: Limits) -> tuple[list[dict[str, Any]], str]:
-    """Read messages until the child ends or takes too long over the next one.
-
-    Counted is the child's own computing, so that a busy machine fails nobody; one that sleeps is stopped all the same.
-    """
-    buffer, messages, limit = b"", [], limits.start
-    start, used = time.monotonic(), cpu_seconds(child)
-    while True:
-        ready, _, _ = select.select([reader], [], [], 0.2)
-        data = os.read(reader, 1 << 16) if ready else b""
-        if ready and not data:
-            return messages, ""
-        *lines, buffer = (buffer + data).split(b"\n")
-        messages += [json.loads(line) for line in lines]
-        if messages and messages[-1].get("done"):
-            return messages, ""
-        if lines:
-            limit, start, used = limits.seconds, time.monotonic(), cpu_seconds(child)
-        elif cpu_seconds(child) - used > limit or time.monotonic() - start > PATIENCE * limit:
-            return messages, f"it took more than {limit:g} s and was stopped"
-
-
-def cpu_seconds(process: int) -> float:
-    """Computing time of a process so far; 0 where the system does not tell."""
-    try:
-        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def reap(child: int) -> int:
-    """End the child's whole session, and wait for the child."""
-    try:
-        os.killpg(child, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
-
-
-def how_it_ended(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        return f"the process was ended by {signal.Signals(os.WTERMSIG(status)).name} in the middle of it"
-    return f"the process left with exit code {os.WEXITSTATUS(status)} in the middle of it"
+    writable: tuple[Path, ...] = ()  # where graded code may write
+    scratch: Path | None = None  # a folder made for this run alone, emptied before each child
+    hidden: tuple[Path, ...] = ()  # folders of the checkout, in which it has no business
+    alone: bool = False  # whether this process is the first of a namespace: then nothing outlives a child
 
 
 def run_in_folder(
@@ -154,62 +64,111 @@ def run_in_folder(
     kit: Path = KIT,  # where the checks come from
     seed: int | None = None,
     limits: Limits = LIMITS,
-    sealed: bool = False,  # whether checks that must fail are run too, and what they say is believed
+    guard: Guard | None = None,  # how the child is watched; None where the code is trusted, as in the audit
 ) -> list[CheckResult]:
     """Results of all `checks`, in their order, whatever the code under them does."""
     left, results = list(checks), []
     while left:
-        work = functools.partial(child_run, folder=folder, tasks=tasks, checks=left, kit=kit, seed=seed,
-                                 sealed=sealed)
-        messages, ended = in_child(work, limits)
-        found = [CheckResult.from_dict(message["result"]) for message in messages if "result" in message]
-        broken = next((message["failure"] for message in messages if "failure" in message), "")
+        work = functools.partial(child_run, folder=folder, tasks=tasks, checks=left, seed=seed, guard=guard)
+        if guard and guard.scratch:
+            empty(guard.scratch)
+        messages, ended = in_child(work, limits, alone=guard is not None and guard.alone)
+        found = understood(messages, left, ended)
         results += found
         names = {result.check.name for result in found}
         left = [check for check in left if check.name not in names]
-        if tampered := next((message["tampered"] for message in messages if "tampered" in message), ""):
-            spoilt = [result.check for result in found] + left
-            results = [result for result in results if result.check not in spoilt]
-            results += [CheckResult(check, FAILED, what=tampered) for check in spoilt]
-            left = []
-        elif left and not any("begin" in message for message in messages):  # it ended before the first check
-            results += [CheckResult(check, FAILED, what=broken or f"on import: {ended}") for check in left]
-            left = []
-        if left:  # the first that is left is the one that did not come to its end
-            begun = next((message["begin"] for message in reversed(messages) if "begin" in message), left[0].name)
-            stopped = next((check for check in left if check.name == begun), left[0])
-            results.append(CheckResult(stopped, FAILED, what=broken or ended or "the check gave no result"))
-            left.remove(stopped)
     order = {check.name: place for place, check in enumerate(checks)}
     return settle(sorted(results, key=lambda result: order[result.check.name]))
 
 
-def child_run(send: Send, folder: Path, tasks: list[Task], checks: list[Check], kit: Path, seed: int | None,
-              sealed: bool) -> None:
+def child_run(send: Send, folder: Path, tasks: list[Task], checks: list[Check], seed: int | None,
+              guard: Guard | None) -> None:
     """In the child: take the folder's library, run the checks, send each result."""
-    use_library(folder)
-    if sealed:
-        import_parts(folder, {part_of(Path(check.file).parent) for check in checks})
-        send_if_tampered(send)
     names = {check.name for check in checks}
-    engine = Engine(tasks, lambda check: check.name in names, seed=seed,
-                    listener=lambda result: send({"result": result.to_dict()}),
-                    begin=lambda check: send({"begin": check.name}))
-    run_checks(sorted({Path(check.file) for check in checks}), engine, capture="fd")
-    if sealed:
-        send_if_tampered(send)
+    options = {"seed": seed, "listener": lambda result: send({"result": result.to_dict()}),
+               "begin": lambda check: send({"begin": check.name})}
+    files = sorted({Path(check.file) for check in checks})
+    if guard is None:
+        use_library(folder)
+        run_checks(files, Engine(tasks, lambda check: check.name in names, **options), capture="fd")
+        return
+    judge = Judge(send, folder)
+    watch(judge.tell, folder, guard.writable, guard.hidden)
+    use_library(folder)
+    import_parts(folder, {part_of(file.parent) for file in files}, send)
+    judge.look()
+    judge.run_canaries()
+    run_checks(files, SealedEngine(tasks, lambda check: check.name in names, judge=judge, **options), capture="fd")
+    judge.run_canaries()
 
 
-def send_if_tampered(send: Send) -> None:
-    """Run checks that must fail: where one passes, what came from this process is not believed."""
-    engine = Engine(seed=0)
-    results = run_checks([KIT / "canary.py"], engine, capture="fd")
-    passed = [
-        result.check.claim for result in results if result.state != FAILED or result.what.startswith("the code stops")
-    ]
-    if passed or len(results) != CANARIES:
-        send({"tampered": "the checks were tampered with: a check that must fail did not ("
-                          + (", ".join(passed) or "it was not run") + ")"})
+class Judge:
+    """Looks whether the judge is still what it was; says so and leaves where it is not."""
+
+    def __init__(self, send: Send, folder: Path, leave: Callable[[int], None] = os._exit):
+        self.send, self.folder, self.leave, self.seal = send, folder, leave, Seal()
+
+    def tell(self, act: str) -> None:
+        self.send({"act": act})
+
+    def look(self) -> None:
+        if changed := self.seal.broken():
+            self.stop(f"{changed} is not what it was")
+        if passed := unsound():
+            self.stop(f"a check that must fail did not ({passed})")
+
+    def stop(self, what: str) -> None:
+        self.send({"tampered": TAMPERED + what})
+        self.leave(0)
+
+    def run_canaries(self) -> None:
+        """Run checks that must fail, through pytest."""
+        results = run_checks([KIT / "canary.py"], Engine(seed=0), capture="fd")
+        wrong = [result for result in results if result.state != FAILED or result.what.startswith("the code stops")]
+        if wrong or len(results) != CANARIES:
+            self.stop("a check that must fail did not ("
+                      + (", ".join(result.check.claim for result in wrong) or "it was not run") + ")")
+        if changed := self.seal.broken():
+            self.stop(f"{changed} is not what it was")
+
+
+class SealedEngine(Engine):
+    """The engine that looks at the judge before it believes what a check found."""
+
+    def __init__(self, *arguments: Any, judge: Judge, **options: Any):
+        super().__init__(*arguments, **options)
+        self.judge = judge
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        super().pytest_collection_modifyitems(items)
+        seal = self.judge.seal
+        for module in {item.module for item in items}:
+            seal.note(module.__name__, vars(module))
+        for item in items:
+            seal.note(item.name, {"function": item.function})
+        seal.note("the engine", vars(self), dir(Engine))
+
+    def record(self, item: pytest.Item) -> None:
+        self.judge.look()
+        left_running = lingering(self.judge.folder)
+        if left_running:
+            self.judge.tell("the code left a thread running, which no task needs")
+        super().record(item)
+        if left_running or is_full(item.failure):  # the other checks are run in a process, and on a disk, without it
+            self.judge.leave(0)
+
+
+def is_full(failure: pytest.ExceptionInfo | None) -> bool:
+    return failure is not None and getattr(failure.value, "errno", None) == errno.ENOSPC
+
+
+def empty(scratch: Path) -> None:
+    """Remove what earlier children left there."""
+    for path in scratch.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
 
 
 def library_modules(folder: Path) -> list[str]:
@@ -218,14 +177,14 @@ def library_modules(folder: Path) -> list[str]:
     return [".".join(path.relative_to(folder).with_suffix("").parts).removesuffix(".__init__") for path in files]
 
 
-def import_parts(folder: Path, parts: set[str]) -> None:
-    """Import all modules of these parts; what cannot be imported is found by the check that needs it."""
+def import_parts(folder: Path, parts: set[str], send: Send) -> None:
+    """Import all modules of these parts. One that cannot be imported is said: the check that needs it fails."""
     for name in library_modules(folder):
         try:
             if name.split(".")[1:2] and name.split(".")[1] in parts:
                 importlib.import_module(name)
-        except BaseException:  # also SystemExit: whatever the learner's module does, the checks are run
-            continue
+        except BaseException as error:  # also SystemExit: whatever the learner's module does, the checks are run
+            send({"import": f"{name} stops on import with {type(error).__name__}: {error}"})
 
 
 def use_library(folder: Path) -> None:

@@ -1,18 +1,22 @@
 """The tasks of the course, found in its notebooks: a cell with the directive `#| task: 2.1` is one.
 
 One source for both branches: blanking a task keeps its signature, docstring and numbered steps, and takes the code.
+A learner's folder also holds the list of its tasks, so that one is known whatever has become of its cell.
 """
 import ast
 import io
 import json
 import re
 import tokenize
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 DIRECTIVE = re.compile(r"^#\|\s*task:\s*(?P<id>\d+\.\d+)(?P<names>(?:[ \t]+\w+)*)[ \t]*\n?", re.MULTILINE)
 EXPORTED_TO = re.compile(r"^#\|\s*default_exp\s+(\S+)", re.MULTILINE)
 STEP = re.compile(r"^#\s*(\d+)\.\s*(.*)$")
+EXPORTED = re.compile(r"^#\|\s*export\b", re.MULTILINE)
+HEADING = re.compile(r"^#{1,4} +(.+?) *$", re.MULTILINE)
+LIST = "milestones/tasks.json"  # in a skeleton: its tasks as they were handed out
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -29,7 +33,8 @@ class Task:
     module: str  # full name of the module it is exported to, as "finetune_lib.lora.adapter"
     cell: int  # index among all cells of the notebook
     targets: tuple[str, ...]  # what has to be written: "scaling", or "LoRALinear.forward"
-    source: str  # the cell's text
+    source: str  # the cell's text; of all its cells where a learner split it, "" where there is none
+    section: str = ""  # heading that the cell stands under
 
     @property
     def milestone(self) -> int:
@@ -76,7 +81,13 @@ def notebook_paths(folder: Path) -> list[Path]:
 
 
 def find_tasks(folder: Path) -> list[Task]:
-    """Every task of the course in `folder` (it holds nbs/), in the order of their ids; refuses an id used twice."""
+    """Every task of the course in `folder` (it holds nbs/), in the order of their ids.
+
+    In a learner's folder: those of its list, wherever their cells are now. On main: those that the notebooks hold; an
+    id used twice, or a cell that cannot be a task, is refused.
+    """
+    if listed := handed_out(folder):
+        return [located(task, Path(folder)) for task in listed]
     tasks = [task for path in notebook_paths(folder) for task in tasks_in(path, Path(folder) / "nbs")]
     seen: dict[str, Task] = {}
     for task in tasks:
@@ -87,20 +98,62 @@ def find_tasks(folder: Path) -> list[Task]:
     return sorted(tasks, key=lambda task: task.order)
 
 
+def keep_list(folder: Path, tasks: list[Task]) -> None:
+    """Write the list of a skeleton's tasks, as they are handed out."""
+    blanked = [asdict(replace(task, source=blank(task.source))) for task in tasks]
+    (Path(folder) / LIST).write_text(json.dumps(blanked, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def handed_out(folder: Path) -> list[Task]:
+    """The tasks of a skeleton as they were handed out; none on main."""
+    path = Path(folder) / LIST
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    return [Task(**{**entry, "targets": tuple(entry["targets"])}) for entry in entries]
+
+
+def located(task: Task, folder: Path) -> Task:
+    """The task where the learner has it now: in cells with its directive, or that define what it asks for.
+
+    Cells may have moved, been split, copied, or lost their directive; the last one counts, as it does when they run.
+    """
+    try:
+        cells = read_notebook(folder / "nbs" / task.notebook)["cells"]
+    except (OSError, ValueError, KeyError):  # gone, or not a notebook at the moment: nothing of it can be found
+        return replace(task, source="")
+    sources = {index: cell_source(cell) for index, cell in enumerate(cells) if cell["cell_type"] == "code"}
+    found = [index for index, source in sources.items() if holds(source, task)]
+    if not found:
+        return replace(task, source="", cell=min(task.cell, len(cells)))
+    return replace(task, source="\n".join(sources[index] for index in found), cell=found[-1])
+
+
+def holds(source: str, task: Task) -> bool:
+    """Whether a cell is the task's, or a part of it."""
+    directive = DIRECTIVE.search(source)
+    if directive:
+        return directive["id"] == task.id
+    try:
+        return bool(EXPORTED.search(source)) and bool(set(task.targets) & set(definitions(source)))
+    except TaskError:  # a cell that is not Python, and says of no task
+        return False
+
+
 def tasks_in(path: Path, nbs: Path) -> list[Task]:
     """The tasks of one notebook."""
     cells = read_notebook(path)["cells"]
     sources = [cell_source(cell) if cell["cell_type"] == "code" else "" for cell in cells]
     exported = next((found[1] for found in map(EXPORTED_TO.search, sources) if found), None)
-    name, tasks = path.relative_to(nbs).as_posix(), []
+    name, tasks, section = path.relative_to(nbs).as_posix(), [], ""
     for index, source in enumerate(sources):
+        if cells[index]["cell_type"] == "markdown":
+            section = [section, *HEADING.findall(cell_source(cells[index]))][-1]
         directive = DIRECTIVE.search(source)
         if directive is None:
             continue
         if exported is None:
             raise TaskError(f"a notebook with tasks needs a cell `#| default_exp MODULE`, {name} has none")
         targets = tuple(target for target, _ in task_functions(source, f"{name} task {directive['id']}"))
-        tasks.append(Task(directive["id"], name, f"finetune_lib.{exported}", index, targets, source))
+        tasks.append(Task(directive["id"], name, f"finetune_lib.{exported}", index, targets, source, section))
     return tasks
 
 

@@ -1,5 +1,6 @@
 """Wrong numbers on purpose: results replaced by zeros, 5 % more, the other sign, or turned. Checks must refuse them."""
 
+import dataclasses
 import functools
 import importlib
 import inspect
@@ -10,7 +11,8 @@ from typing import Any
 from milestones.expecting import equal, is_array
 from milestones.tasks import Task
 
-CHANGES: dict[str, Callable[[Any], Any]] = {
+Change = Callable[[Any], Any]
+CHANGES: dict[str, Change] = {
     "zeros": lambda value: value * 0,
     "×1.05": lambda value: value * 1.05,
     "sign flipped": lambda value: -value,
@@ -18,18 +20,40 @@ CHANGES: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def changed(value: Any, change: Callable[[Any], Any]) -> Any:
-    """The value with its numbers and float tensors changed; all else as it is. Tuples and lists of them: each."""
-    if isinstance(value, bool) or value is None:
+def changed(value: Any, change: Change) -> Any:
+    """The value with its numbers and tensors changed, also those inside lists, tuples, dicts and dataclasses.
+
+    The value itself where nothing in it is another one: text, a truth value, zeros times 1.05, whole numbers that
+    5 % do not move.
+    """
+    if isinstance(value, bool):
         return value
     if isinstance(value, numbers.Number):
-        return type(value)(change(value))
+        return other(value, type(value)(change(value)))
     if is_array(value):
         new = change(value)
-        return new.astype(value.dtype) if hasattr(new, "astype") else new.to(value.dtype)
-    if type(value) in (tuple, list) and any(is_array(part) or isinstance(part, numbers.Number) for part in value):
-        return type(value)(changed(part, change) for part in value)
+        return other(value, new.astype(value.dtype) if hasattr(new, "astype") else new.to(value.dtype))
+    if type(value) in (tuple, list):
+        parts = [changed(part, change) for part in value]
+        return value if alike(parts, value) else type(value)(parts)
+    if type(value) is dict:
+        parts = [changed(part, change) for part in value.values()]
+        return value if alike(parts, value.values()) else dict(zip(value, parts, strict=True))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+        parts = [changed(part, change) for part in fields.values()]
+        return value if alike(parts, fields.values()) else dataclasses.replace(
+            value, **dict(zip(fields, parts, strict=True)))
     return value
+
+
+def other(value: Any, new: Any) -> Any:
+    """The new value, or the old one itself where they are equal."""
+    return value if equal(new, value, rtol=0, atol=0) else new
+
+
+def alike(parts: Any, before: Any) -> bool:
+    return all(part is old for part, old in zip(parts, before, strict=True))
 
 
 def spoil(task: Task, change: str) -> Callable[[], int]:
@@ -47,9 +71,7 @@ def spoil(task: Task, change: str) -> Callable[[], int]:
         def wrapped(*args: Any, _function: Callable = function, **options: Any) -> Any:
             value = _function(*args, **options)
             new = changed(value, CHANGES[change])
-            if type(new) is type(value) and equal(new, value, rtol=0, atol=0):
-                return value
-            count[0] += 1
+            count[0] += new is not value
             return new
 
         functools.update_wrapper(wrapped, function)

@@ -192,7 +192,7 @@ def guard_bitsandbytes(
     """
     for name, layer in layers_in_4bit(model).items():
         if isinstance(layer, NF4Linear):
-            continue
+            continue  # our own never repacks
         # 1. refuse what is repacked already: its scales cannot be had back
         if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
             raise ConfigError(f"guard_bitsandbytes must be called before the first evaluation, but {name!r} "

@@ -3,10 +3,13 @@ from milestones.listed import Alternative
 
 ALTERNATIVES = [
     Alternative(
-        "sets for in", "1.1", 'if "chosen" in row and "rejected" in row:', 'if {"chosen", "rejected"} <= row.keys():'
+        "lower case once", "1.1", "ROLE_NAMES.get(str(said_by).lower())", 'ROLE_NAMES.get(f"{said_by}".casefold())'
     ),
     Alternative(
-        "lower case once", "1.2", "ROLE_NAMES.get(str(said_by).lower())", 'ROLE_NAMES.get(f"{said_by}".casefold())'
+        "sets for in",
+        "1.2",
+        'if "chosen" in row and "rejected" in row or',
+        'if {"chosen", "rejected"} <= row.keys() or',
     ),
     Alternative(
         "again and again until nothing changes",

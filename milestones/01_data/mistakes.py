@@ -13,58 +13,10 @@ SIZES, PADDING = "test_the_splits_have_the_asked_sizes", "test_padding_is_neithe
 POSITIONS, NEIGHBOR = "test_positions_begin_again_with_each_sample", "test_no_sample_is_predicted_from_its_neighbor"
 
 MISTAKES = [
-    Mistake(
-        "preference pair taken for a prompt",
-        "1.1",
-        'if "chosen" in row and "rejected" in row:',
-        "if False:",
-        PARTS,
-        "preference",
-    ),
-    Mistake(
-        "system column lost",
-        "1.1",
-        '                   "system_prompt": _first(SYSTEMS, row)}',
-        "                   }",
-        PARTS,
-        "system prompt is lost",
-    ),
-    Mistake(
-        "input column lost",
-        "1.1",
-        '"input_context": _first(CONTEXTS, row, (asked,))',
-        '"input_context": None',
-        PARTS,
-        "input is lost",
-    ),
-    Mistake(
-        "ShareGPT taken for messages",
-        "1.1",
-        '"sharegpt" if "from" in _items(row[listed])[0] else "messages"',
-        '"messages"',
-        FORMATS,
-        "not told from role/content",
-    ),
-    Mistake(
-        "instances not seen",
-        "1.1",
-        'if "instances" in row and "instruction" in row:',
-        "if False:",
-        FORMATS,
-        "instances",
-    ),
-    Mistake(
-        "Dolly not told",
-        "1.1",
-        'if {"context", "category"} <= set(row) else',
-        "if False else",
-        FORMATS,
-        "context and category",
-    ),
-    Mistake("weight ignored", "1.2", 'bool(item.get("train", item.get("weight", 1)))', "True", ROLES, "weight 0"),
+    Mistake("weight ignored", "1.1", 'bool(item.get("train", item.get("weight", 1)))', "True", ROLES, "weight 0"),
     Mistake(
         "system turn lost",
-        "1.2",
+        "1.1",
         "    return tuple(turns)",
         '    return tuple(t for t in turns if t.role != "system")',
         ROLES,
@@ -72,13 +24,61 @@ MISTAKES = [
     ),
     Mistake(
         "unknown role passed on",
-        "1.2",
+        "1.1",
         "        if role is None:",
         '        role = role or "user"\n        if role is None:',
         CALLS,
         "not checked",
     ),
-    Mistake("call lost", "1.2", "calls and tuple(_call(call) for call in calls)", "None", CALLS, ""),
+    Mistake("call lost", "1.1", "calls and tuple(_call(call) for call in _calls(calls))", "None", CALLS, "is lost"),
+    Mistake(
+        "preference pair taken for a prompt",
+        "1.2",
+        'if "chosen" in row and "rejected" in row or',
+        "if False or",
+        PARTS,
+        "preference",
+    ),
+    Mistake(
+        "system column lost",
+        "1.2",
+        '                   "system_prompt": _first(SYSTEMS, row)}',
+        "                   }",
+        PARTS,
+        "system prompt is lost",
+    ),
+    Mistake(
+        "input column lost",
+        "1.2",
+        '"input_context": _first(CONTEXTS, row, (asked,))',
+        '"input_context": None',
+        PARTS,
+        "input is lost",
+    ),
+    Mistake(
+        "ShareGPT taken for messages",
+        "1.2",
+        '"sharegpt" if "from" in messages_of(row[listed])[0] else "messages"',
+        '"messages"',
+        FORMATS,
+        "not told from role/content",
+    ),
+    Mistake(
+        "instances not seen",
+        "1.2",
+        'if "instances" in row and "instruction" in row:',
+        "if False:",
+        FORMATS,
+        "instances",
+    ),
+    Mistake(
+        "Dolly not told",
+        "1.2",
+        'if {"context", "category"} <= set(row) else',
+        "if False else",
+        FORMATS,
+        "context and category",
+    ),
     Mistake(
         "direct pairs only",
         "1.3",
@@ -109,7 +109,54 @@ MISTAKES = [
         "generation prompt",
     ),
     Mistake("last turn only", "1.4", "    return spans", "    return spans[-1:]", SPANS, "only the last"),
-    Mistake("user turns learned", "1.4", 'message["role"] != "assistant"', 'message["role"] == "system"', SPANS, ""),
+    Mistake(
+        "tool turns learned",
+        "1.4",
+        'message["role"] != "assistant"',
+        'message["role"] not in ("assistant", "tool")',
+        SPANS,
+        "renders turn",
+    ),
+    Mistake(
+        "opening not compared",
+        "1.4",
+        "whole.startswith(before) and whole.startswith(through) and len(before) <= len(through)",
+        "whole.startswith(through)",
+        PREFIX,
+        "not checked",
+    ),
+    Mistake(
+        "hash of Python",
+        "1.6",
+        'sorted(sizes, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode()).digest())',
+        'sorted(sizes, key=lambda name: hash(f"{seed}:{name}"))',
+        ORDER,
+        "each time that Python starts",
+    ),
+    Mistake(
+        "one multiple too long",
+        "1.7",
+        "-(-longest // pad_to_multiple_of) * pad_to_multiple_of",
+        "(longest // pad_to_multiple_of + 1) * pad_to_multiple_of",
+        PADDING,
+        "made longer",
+    ),
+    Mistake(
+        "samples changed by packing",
+        "1.8",
+        "labels += [-100, *sample.labels[1:]]",
+        "sample.labels[0] = -100\n        labels += sample.labels",
+        NEIGHBOR,
+        "packed anew",
+    ),
+    Mistake(
+        "user turns learned",
+        "1.4",
+        'message["role"] != "assistant"',
+        'message["role"] == "system"',
+        SPANS,
+        "renders turn",
+    ),
     Mistake(
         "prefixes not compared",
         "1.4",
@@ -224,3 +271,42 @@ MISTAKES = [
         "neighbor's last",
     ),
 ]
+
+PAGE = {  # mistakes that this milestone must catch → the entry above, or the test of the library, that does
+    "labels not masked": "1.5 labels not masked",
+    "shifted by hand as well as by the model": "1.5 shifted by hand",
+    "eos masked with pad": "1.7 stop token masked with padding",
+    "two BOS":
+        "tests/data/test_chat.py"
+        "::test_the_stop_token_is_learned_once_for_each_answer_and_bos_is_the_familys_number",
+    "wrong stop token": "1.4 stop token not learned",
+    "generation prompt left in": "1.4 generation prompt left in",
+    "template of another family": "tests/data/test_chat.py::test_a_wrong_template_is_loud",
+    "truncation that removes the answer":
+        "tests/data/test_chat.py"
+        "::test_too_long_samples_fit_and_only_a_whole_answer_teaches_to_stop",
+    "response cut, stop token kept":
+        "tests/data/test_chat.py"
+        "::test_too_long_samples_fit_and_only_a_whole_answer_teaches_to_stop",
+    "split by row, near-duplicates on both sides":
+        "tests/data/test_batches.py"
+        "::test_the_leak_report_finds_what_a_split_by_row_does_and_a_split_by_group_has_none",
+    "ratio of the wrong side": "1.6 ratios reversed",
+    "unseeded shuffle": "1.6 seed not used",
+    "duplicates counted after the split":
+        "tests/data/test_batches.py"
+        "::test_every_group_is_in_one_split_and_shares_come_out",
+    "padding in the loss": "1.7 padding learned",
+    "attention across packed samples":
+        "tests/data/test_batches.py"
+        "::test_the_block_mask_lets_a_token_see_its_own_sample_up_to_itself",
+    "position ids not restarted": "1.8 positions run on",
+    "dropped records not counted": "tests/data/test_quality.py::test_every_conversation_is_kept_quarantined_or_removed",
+    "system turn lost": "1.1 system turn lost",
+    "tool turn trained on": "tests/data/test_chat.py::test_tool_turns_are_read_and_not_learned",
+    "last batch dropped silently":
+        "tests/data/test_batches.py"
+        "::test_every_sample_is_in_one_batch_of_an_epoch_and_limits_hold",
+    "ids not unique": "tests/data/test_records.py::test_ids_differ_where_contents_do",
+    "CSV quoting by hand": "tests/data/test_files.py::test_every_format_brings_back_what_was_written",
+}

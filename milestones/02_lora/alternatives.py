@@ -12,8 +12,8 @@ ALTERNATIVES = [
     Alternative(
         "scale on the inner vector",
         "2.1",
-        "self.scaling).to(result.dtype)",
-        "1.0).to(result.dtype) if False else (result + F.linear(low * self.scaling, self.lora_B)).to(result.dtype)",
+        "return (result + update * self.scaling).to(result.dtype)",
+        "return (result + F.linear(low * self.scaling, self.lora_B)).to(result.dtype)",
     ),
     Alternative(
         "float64 inside",
@@ -54,7 +54,28 @@ def freeze(model: nn.Module, bias: str = "none") -> nn.Module:
         'if name == "gate_up_proj":\n        return "gate_up"\n    if name == "wi_0" or "gate" in name:\n'
         '        return "gate"',
     ),
-    Alternative("data pointers for ids", "2.6", "seen.add(id(parameter))", "seen.add(id(parameter)); last = parameter"),
+    Alternative(
+        "in place on the base's answer",
+        "2.1",
+        "return (result + update * self.scaling).to(result.dtype)",
+        "return result.add_((update * self.scaling).to(result.dtype))",
+    ),
+    Alternative(
+        "the parameters themselves for their ids",
+        "2.6",
+        "            if id(parameter) in seen or (packed and not parameter.is_floating_point()):\n"
+        "                continue\n"
+        "            seen.add(id(parameter))",
+        "            if parameter in seen or (packed and not parameter.is_floating_point()):\n"
+        "                continue\n"
+        "            seen.add(parameter)",
+    ),
+    Alternative(
+        "searching for the share",
+        "2.7",
+        "(squares.cumsum(0) / squares.sum() < energy - 1e-12).sum().item() + 1",
+        "int(torch.searchsorted(squares.cumsum(0) / squares.sum(), energy - 1e-12)) + 1",
+    ),
     Alternative(
         "logarithms by hand",
         "2.7",

@@ -61,6 +61,27 @@ def dequantize_blocks(codes: Tensor, absmax: Tensor, codebook: Tensor, block_siz
         'torch.einsum("...i,oi->...o", x, weight.dequantize(x.dtype))',
     ),
     Alternative(
+        "what backward needs as saved tensors",
+        "3.7",
+        """        ctx.weight = weight
+""",
+        """        ctx.save_for_backward(weight.packed)
+        ctx.weight = weight
+""",
+    ),
+    Alternative(
+        "arithmetic in whole bytes and float64",
+        "3.4",
+        "",
+        '''
+def dequantize_blocks(codes: Tensor, absmax: Tensor, codebook: Tensor, block_size: int = 64) -> Tensor:
+    """A loop over blocks, multiplied in float64 and rounded once."""
+    parts = [codebook[part.long()].double() * scale.double()
+             for part, scale in zip(codes.split(block_size), absmax, strict=True)]
+    return torch.cat(parts).float()
+''',
+    ),
+    Alternative(
         "a table of types",
         "3.8",
         "return getattr(torch, wanted)",

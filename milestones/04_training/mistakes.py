@@ -76,6 +76,18 @@ MISTAKES = [
         GROUPS,
         "not in the optimizer",
     ),
+    Mistake(
+        "lora_B at the end of a name alone", "4.2", '"lora_B" in name', 'name.endswith("lora_B")', GROUPS, "same rate"
+    ),
+    Mistake("logits not widened", "4.3", "logits.float(), targets", "logits, targets", SUM, "not widened"),
+    Mistake(
+        "no attention mask",
+        "4.3",
+        'attention_mask=batch["attention_mask"], ',
+        "",
+        SUM,
+        "attention mask does not reach",
+    ),
     Mistake("mean for sum", "4.3", 'reduction="sum"', 'reduction="mean"', SUM, "a mean over the tokens"),
     Mistake(
         "not shifted",
@@ -115,6 +127,23 @@ MISTAKES = [
         WINDOW,
         "last micro-batch's share",
     ),
+    Mistake(
+        "backward at the end",
+        "4.4",
+        "        backward(share)\n        # 3. add it up without keeping the graph alive\n"
+        "        total = total + share.detach()\n    return total",
+        "        total = total + share\n    backward(total)\n    return total.detach()",
+        ORDER,
+        "waits for the end",
+    ),
+    Mistake(
+        "zeroed before each backward",
+        "4.4",
+        "        backward(share)",
+        "        model.zero_grad()\n        backward(share)",
+        WINDOW,
+        "only the last micro-batch counts",
+    ),
     Mistake("backward not used", "4.4", "        backward(share)", "        share.backward()", ORDER, "not used"),
     Mistake(
         "gradients not cleared",
@@ -130,7 +159,25 @@ MISTAKES = [
         "    # 3. clip",
         "    optimizer.zero_grad(set_to_none=True)\n    # 3. clip",
         STEP,
-        "",
+        "cleared after backward",
+    ),
+    Mistake(
+        "each micro-batch clipped",
+        "4.5",
+        "loss = replayed = accumulate(model, window, targets, backward, loss_function)",
+        "loss = replayed = sum((accumulate(model, [one], targets, backward, loss_function),\n"
+        "        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm or math.inf))[0] for one in window)",
+        STEP,
+        "each micro-batch is clipped",
+    ),
+    Mistake(
+        "norm after clipping",
+        "4.5",
+        "    norm = clip(trainable(optimizer), max_grad_norm or math.inf)",
+        "    clip(trainable(optimizer), max_grad_norm or math.inf)\n"
+        "    norm = torch.nn.utils.get_total_norm([weight.grad for weight in trainable(optimizer)])",
+        STEP,
+        "after clipping",
     ),
     Mistake("not clipped", "4.5", "max_grad_norm or math.inf", "math.inf", STEP, "not clipped"),
     Mistake("judge not heard", "4.5", 'if decision.action == "step":', "if True:", JUDGE, "whatever the judge says"),
@@ -150,6 +197,9 @@ MISTAKES = [
         WHOLE,
         "in place",
     ),
+    Mistake("not waited for the disk", "4.6", "flush_to_disk(path)", "pass", WHOLE, "still be in memory"),
+    Mistake("deleted in place", "4.6", "os.replace(folder, aside)", "shutil.rmtree(folder)", FAILS, "has neither"),
+    Mistake("interrupted, rubbish left", "4.6", "except BaseException:", "except Exception:", FAILS, "cleared away"),
     Mistake("another disk", "4.6", ", dir=folder.parent", "", WHOLE, "another disk"),
     Mistake(
         "old one deleted first",
@@ -168,6 +218,7 @@ MISTAKES = [
         "cleared away",
     ),
     Mistake("sizes alone", "4.7", 'if sha256(folder / name) != file["sha256"]:', "if False:", DAMAGE, "bytes wrong"),
+    Mistake("subfolders not looked into", "4.7", "folder.rglob", "folder.glob", DAMAGE, "subfolders"),
     Mistake("seal not checked", "4.7", "if seal != digest(manifest):", "if False:", DAMAGE, "seal"),
     Mistake(
         "extra files accepted",
@@ -183,7 +234,7 @@ MISTAKES = [
         "sorted(checkpoints(folder).items(), reverse=True)",
         "sorted(checkpoints(folder).items(), key=lambda pair: pair[1].name, reverse=True)",
         NEWEST,
-        "",
+        "compared as text",
     ),
     Mistake(
         "latest by time",
@@ -194,7 +245,7 @@ MISTAKES = [
         "time of its files",
     ),
     Mistake("step not compared", "4.8", "if step == number:", "if True:", BROKEN, "not that of its name"),
-    Mistake("not reported", "4.8", "broken[path.name] = str(error)", "pass", BROKEN, ""),
+    Mistake("not reported", "4.8", "broken[path.name] = str(error)", "pass", BROKEN, "not reported"),
     Mistake(
         "NaN step applied",
         "4.9",
@@ -202,6 +253,9 @@ MISTAKES = [
         '("explosion",)',
         BAD,
         "NaN step is applied",
+    ),
+    Mistake(
+        "left out and not counted", "4.9", "        guard.skipped_in_a_row += 1\n", "", BAD, "are not counted"
     ),
     Mistake("count goes on", "4.9", "    guard.skipped_in_a_row = 0\n", "", BAD, "count again"),
     Mistake(
@@ -237,3 +291,42 @@ MISTAKES = [
         "begin again",
     ),
 ]
+
+PAGE = {  # mistakes that this milestone must catch → the entry above, or the test of the library, that does
+    "loss not scaled": "4.4 not divided",
+    "mean of means": "4.4 mean of means",
+    "zero_grad before each backward of the window": "4.4 zeroed before each backward",
+    "scheduler at each micro-step":
+        "tests/training/test_loop.py"
+        "::test_the_loop_takes_the_steps_that_a_plain_loop_takes",
+    "step off by one in the warm-up": "4.1 warm-up one ahead",
+    "last window dropped":
+        "tests/training/test_loop.py"
+        "::test_a_fraction_of_an_epoch_and_a_short_last_window_are_whole_steps",
+    "each micro-batch clipped": "4.5 each micro-batch clipped",
+    "norm recorded after clipping": "4.5 norm after clipping",
+    "stopping on the training loss": "tests/training/test_loop.py::test_the_best_weights_come_back_at_the_end",
+    "patience off by one": "tests/training/test_stability.py::test_patience_counts_evaluations_without_a_better_one",
+    "greater-is-better inverted":
+        "tests/training/test_stability.py"
+        "::test_better_means_by_more_than_the_threshold_and_nan_is_never_better",
+    "evaluation leaves the model in eval mode":
+        "tests/training/test_step.py"
+        "::test_evaluation_leaves_modes_and_generators_as_they_were",
+    "dropout on in eval": "tests/lora/test_adapter.py::test_an_adapter_in_eval_does_not_drop",
+    "graph kept in the log": "4.4 graph kept",
+    "optimizer state not restored": "tests/training/test_checkpoints.py::test_everything_comes_back",
+    "scheduler restarted": "tests/training/test_resume.py::test_a_stopped_run_goes_on_as_if_it_had_not",
+    "random generators not restored": "tests/training/test_resume.py::test_a_stopped_run_goes_on_as_if_it_had_not",
+    "data from the start on resume": "tests/training/test_resume.py::test_a_stopped_run_goes_on_as_if_it_had_not",
+    "latest by mtime": "4.8 latest by time",
+    "save that is not atomic": "4.6 written in place",
+    "checksum not checked": "4.7 sizes alone",
+    "NaN step applied": "4.9 NaN step applied",
+    "step left out without counting": "4.9 left out and not counted",
+    "weight decay on norms": "4.2 decay on norms",
+    "frozen inputs with checkpointing":
+        "tests/training/test_step.py"
+        "::test_checkpointing_gives_frozen_models_the_same_gradients",
+    "frozen base in the optimizer": "4.2 frozen base in the optimizer",
+}

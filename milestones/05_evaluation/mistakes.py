@@ -11,6 +11,8 @@ FAR, NAN = "test_the_largest_difference_is_measured_in_the_size_of_what_was_want
 
 MISTAKES = [
     Mistake("shift forgotten", "5.1", "logits[:, :-1], labels[:, 1:]", "logits, labels", NLL, "not shifted"),
+    Mistake("shifted twice", "5.1", "logits[:, :-1], labels[:, 1:]", "logits[:, :-2], labels[:, 2:]", NLL, "twice"),
+    Mistake("labels changed", "5.1", "    # 3. one", "    labels[labels == -100] = 0\n    # 3. one", NLL, "in place"),
     Mistake("cut but not shifted", "5.1", "labels[:, 1:]", "labels[:, :-1]", NLL, "cut, but not shifted"),
     Mistake(
         "padding counted",
@@ -100,8 +102,25 @@ MISTAKES = [
         "ends with the first row", "5.4", "if finished.all():", "if finished.any():", GREEDY, "when one row has ended"
     ),
     Mistake("never ends", "5.4", "if finished.all():", "if False:", GREEDY, "when every row has ended"),
-    Mistake("sampling", "5.4", ".argmax(-1)", ".softmax(-1).multinomial(1)[:, 0]", GREEDY, ""),
-    Mistake("articles in words", "5.5", r'r"\b(a|an|the)\b"', 'r"(a|an|the)"', WORDS, ""),
+    Mistake(
+        "prompt left in the answer",
+        "5.4",
+        "device=input_ids.device), None, []",
+        "device=input_ids.device), None, list(input_ids.T)\n    max_new_tokens += input_ids.shape[1]",
+        GREEDY,
+        "prompt is left in",
+    ),
+    Mistake("positions stand still", "5.4", "positions[:, -1:] + 1", "positions[:, -1:]", GREEDY, "does not move on"),
+    Mistake(
+        "one token too many",
+        "5.4",
+        "while len(chosen) < max_new_tokens",
+        "while len(chosen) <= max_new_tokens",
+        GREEDY,
+        "overrun by one",
+    ),
+    Mistake("sampling", "5.4", ".argmax(-1)", ".softmax(-1).multinomial(1)[:, 0]", GREEDY, "not the likeliest"),
+    Mistake("articles in words", "5.5", r'r"\b(a|an|the)\b"', 'r"(a|an|the)"', WORDS, "cut out of words"),
     Mistake("case kept", "5.5", "text.lower()", "text", WORDS, "case stays"),
     Mistake(
         "case taken in spaces",
@@ -147,6 +166,14 @@ MISTAKES = [
         "level is not looked at",
     ),
     Mistake(
+        "level not split",
+        "5.6",
+        "[(1 - level) / 2, (1 + level) / 2]",
+        "[1 - level, level]",
+        PAIRED,
+        "not split",
+    ),
+    Mistake(
         "without replacement",
         "5.6",
         "random.integers(0, count, count)",
@@ -160,6 +187,14 @@ MISTAKES = [
         "np.random.default_rng(seed)",
         "np.random.default_rng()",
         "test_the_same_seed_draws_the_same_and_lists_must_pair",
+        "seed is not used",
+    ),
+    Mistake(
+        "seed not used",
+        "5.7",
+        "np.random.default_rng(seed)",
+        "np.random.default_rng()",
+        "test_the_p_value_counts_both_sides",
         "seed is not used",
     ),
     Mistake("p of zero", "5.7", "(1 + as_far) / (1 + permutations)", "as_far / permutations", ENDS, "p is 0"),
@@ -178,6 +213,22 @@ MISTAKES = [
         "sums >= differences.sum()",
         "test_the_p_value_counts_both_sides",
         "one-sided",
+    ),
+    Mistake(
+        "weight changed in place",
+        "5.8",
+        "return (weight.float() + update).to(weight.dtype)",
+        "weight += update\n    return weight",
+        MERGED,
+        "changed in place",
+    ),
+    Mistake(
+        "A times B",
+        "5.8",
+        "lora_B.float() @ lora_A.float()",
+        "lora_A.float().T @ lora_B.float().T",
+        MERGED,
+        "the wrong order",
     ),
     Mistake("merge without scale", "5.8", "scaling * (lora_B", "1.0 * (lora_B", MERGED, "not scaled"),
     Mistake("alpha alone", "5.8", "scaling * (lora_B", "scaling * len(lora_A) * (lora_B", MERGED, "alpha alone"),
@@ -213,6 +264,8 @@ MISTAKES = [
         ONCE,
         "left in float32",
     ),
+    Mistake("mean of a tensor", "5.9", "(one - other).abs().max()", "(one - other).abs().mean()", FAR, "averaged"),
+    Mistake("size of what was got", "5.9", "for other in wanted))", "for other in got))", FAR, "of what was got"),
     Mistake("signs kept", "5.9", "(one - other).abs().max()", "(one - other).max()", FAR, "signs are not"),
     Mistake(
         "not relative",
@@ -231,3 +284,47 @@ MISTAKES = [
         "NaN is compared",
     ),
 ]
+
+PAGE = {  # mistakes that this milestone must catch → the entry above, or the test of the library, that does
+    "mean of batch perplexities": "5.2 mean of perplexities",
+    "padding in the loss": "5.1 padding counted",
+    "shift forgotten": "5.1 shift forgotten",
+    "shift doubled": "5.1 shifted twice",
+    "prompt counted as response": "tests/evaluation/test_perplexity.py::test_prompt_and_response_add_up_to_the_whole",
+    "evaluation in train mode":
+        "tests/evaluation/test_perplexity.py"
+        "::test_a_model_left_in_training_mode_is_measured_without_dropout_and_left_as_it_was",
+    "different templates for the two models":
+        "tests/evaluation/test_compare.py"
+        "::test_other_questions_another_order_or_another_protocol_are_refused",
+    "right padding in batched generation": "5.3 right padding",
+    "prompt left in the answer": "5.4 prompt left in the answer",
+    "metric that hides case": "5.5 case taken in spaces",
+    "metric that hides spaces": "5.5 spaces kept",
+    "sampling when greedy was meant": "5.4 sampling",
+    "no base line": "tests/evaluation/test_compare.py::test_a_report_needs_a_base",
+    "leaked samples scored": "tests/evaluation/test_compare.py::test_questions_seen_in_training_are_found_and_left_out",
+    "unpaired test": "5.6 unpaired",
+    "merge without scale": "5.8 merge without scale",
+    "merge with alpha alone": "5.8 alpha alone",
+    "order of A and B": "5.8 A times B",
+    "accumulated in 16 bits": "5.8 product in 16 bits",
+    "merged twice": "tests/evaluation/test_merge.py::test_merging_twice_is_refused",
+    "Conv1D not transposed": "5.8 Conv1D not turned",
+    "adapter left active after the merge":
+        "tests/evaluation/test_merge.py"
+        "::test_a_merged_model_answers_like_the_adapted_one",
+    "dropout counted": "tests/evaluation/test_merge.py::test_weights_are_those_of_peft_merge_and_unload",
+    "tied head broken":
+        "tests/evaluation/test_merge.py"
+        "::test_a_merge_into_a_tied_head_leaves_the_embedding_alone_and_unties_the_two",
+    "merged onto another base than trained":
+        "tests/evaluation/test_merge.py"
+        "::test_an_adapter_for_another_base_is_refused_and_nothing_is_written",
+    "tokenizer or template not saved":
+        "tests/evaluation/test_export.py"
+        "::test_the_chat_template_renders_the_ids_of_training",
+    "export not loaded back":
+        "tests/evaluation/test_export.py"
+        "::test_an_export_that_answers_otherwise_leaves_nothing_behind",
+}

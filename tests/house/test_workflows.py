@@ -56,6 +56,14 @@ def test_the_ci_script_is_executable_bash_and_calls_the_test_command():
     assert re.search(r"^make test", script.read_text(encoding="utf-8"), re.M)
 
 
+def test_ci_brings_what_the_browser_tests_need():
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["test"]
+    commands = [step.get("run", "") for step in job["steps"]]
+    assert commands.index(".ci/run") > next(place for place, command in enumerate(commands)
+                                            if "playwright install" in command)
+    assert re.search(r"lacking\+=\(chromium\)", (ROOT / ".ci/run").read_text(encoding="utf-8"))
+
+
 def test_pre_commit_checks_style_and_export():
     config = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))
     hooks = {hook["id"]: hook for repository in config["repos"] for hook in repository["hooks"]}

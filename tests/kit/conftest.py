@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from milestones.learning import recall, remember
+from milestones.starting import start
+
 SAMPLE = Path(__file__).parent / "sample"
 SETTINGS = '[tool.nbdev]\nlib_path = "finetune_lib"\nnbs_path = "nbs"\nput_version_in_init = false\n'
 
@@ -35,7 +38,7 @@ def export(folder: Path) -> None:
     subprocess.run([Path(sys.executable).parent / "nbdev-export"], cwd=folder, check=True, capture_output=True)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def write():
     return write_notebook
 
@@ -58,6 +61,26 @@ def made_course(tmp_path_factory) -> Path:
 def course(made_course, tmp_path) -> Path:
     """A copy of the sample course that a test may change."""
     return Path(shutil.copytree(made_course, tmp_path / "course"))
+
+
+@pytest.fixture(scope="session")
+def made_work(made_course, tmp_path_factory) -> tuple[Path, Path]:
+    """The sample course with data, and a learner's folder made from it, once."""
+    place = tmp_path_factory.mktemp("started")
+    source = Path(shutil.copytree(made_course, place / "course"))
+    (source / "data/base").mkdir(parents=True)
+    return source, start(place / "work", source=source, milestone=2)
+
+
+@pytest.fixture
+def work(course, made_work, tmp_path) -> Path:
+    """A copy of the learner's folder that a test may change, tied to the test's own course."""
+    folder = Path(shutil.copytree(made_work[1], tmp_path / "work", symlinks=True))
+    (course / "data/base").mkdir(parents=True)
+    remember(folder, "course.json", recall(folder, "course.json") | {"reference": str(course)})
+    (folder / "data").unlink()
+    (folder / "data").symlink_to(course / "data")
+    return folder
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import sys
 import numpy as np
 import pytest
 
-from milestones.live import check_live
+from milestones.checking import KIT
+from milestones.live import check_live, course_folder
 from milestones.tasks import cell_source, find_tasks, read_notebook
 
 
@@ -51,6 +52,17 @@ def test_an_unknown_task_says_so(notebook):
 
 def test_a_missing_name_is_named(course, kit):
     assert "`count` is missing" in repr(check_live("2.10", {"Layer": lambda *a: None}, kit, course))
+
+
+def test_a_notebook_that_is_the_only_file_open_is_judged(notebook, kit, tmp_path, monkeypatch):
+    """As in Colab: the folder one stands in holds nothing; tasks and checks are found beside the kit."""
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert course_folder() == KIT.parent
+    names = {"__name__": "__main__", "product": lambda x, a, b: x @ a.T}
+    assert "✗" in repr(check_live("2.2", names, kit))
+    names["product"] = lambda x, a, b: x @ a.T @ b.T
+    assert check_live("2.2", names, kit).passed
 
 
 def test_checks_leave_random_numbers_and_tasks_alone(notebook):

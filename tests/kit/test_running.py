@@ -1,11 +1,16 @@
 """States, reasons and points of checks on the sample course, also when the code under them misbehaves."""
+import tempfile
+from pathlib import Path
+
 import pytest
 
-from milestones.checking import BLOCKED, FAILED, PASSED, UNATTEMPTED
-from milestones.running import Limits, all_checks, run_in_folder
+from milestones.account import understood
+from milestones.checking import BLOCKED, FAILED, PASSED, UNATTEMPTED, Check, CheckResult
+from milestones.running import Guard, Limits, all_checks, run_in_folder
 from milestones.tasks import blank, cell_source, find_tasks, read_notebook, set_source, write_notebook
 
 LIMITS = Limits(seconds=4, start=20, memory=2**30)
+GUARD = Guard(writable=(Path(tempfile.gettempdir()),))
 
 
 @pytest.fixture
@@ -13,7 +18,7 @@ def run(course, kit, export_course):
     """Change the notebook's task cells with a function of (task, source); run all checks; states by check."""
     tasks = find_tasks(course)
 
-    def with_change(change, sealed=False):
+    def with_change(change, guard=None):
         path = course / "nbs/02_lora/01_scale.ipynb"
         notebook = read_notebook(path)
         for task in tasks:
@@ -21,7 +26,7 @@ def run(course, kit, export_course):
             set_source(cell, change(task, cell_source(cell)))
         write_notebook(path, notebook)
         export_course(course)
-        results = run_in_folder(course, tasks, all_checks(kit), kit, limits=LIMITS, sealed=sealed)
+        results = run_in_folder(course, tasks, all_checks(kit), kit, limits=LIMITS, guard=guard)
         return {result.check.name: result for result in results}
     return with_change
 
@@ -35,9 +40,9 @@ def replacing(old, new):
 
 
 def test_the_solution_passes_all(run):
-    results = run(lambda task, source: source, sealed=True)
+    results = run(lambda task, source: source, guard=GUARD)
     assert states(results) == [PASSED] * 5, results
-    assert sum(result.points for result in results.values()) == 100
+    assert sum(result.points for result in results.values()) == 90
 
 
 def test_the_skeleton_is_unattempted_throughout(run):
@@ -57,22 +62,46 @@ def test_a_task_that_runs_through_a_wrong_one_is_blocked_by_it(run):
     assert first.reason == "this is what comes out when alpha is not divided by r" and first.expected and first.got
 
 
-@pytest.mark.parametrize(("code", "said"), [
-    ("while True: pass", "more than 4 s"),
-    ("import os; os._exit(0)", "exit code 0"),
-    ("raise SystemExit(0)", "SystemExit"),
-    ("np.ones(10 * 2**30, dtype=np.uint8)", "Unable to allocate"),
-    ("import os; os.kill(os.getpid(), 9)", "SIGKILL"),
-    ("1 / 0", "ZeroDivisionError"),
-])
-def test_a_hostile_task_fails_its_own_check_and_the_rest_goes_on(run, code, said):
-    results = run(replacing("    return layer.a.size", f"    {code}\n    return layer.a.size"))
+def test_a_task_that_stops_fails_its_own_check_and_the_rest_goes_on(run):
+    stop = "    import os; os.kill(os.getpid(), 9)\n"
+    results = run(replacing("    return layer.a.size", f"{stop}    return layer.a.size"))
     assert states(results) == [PASSED, PASSED, PASSED, PASSED, FAILED]
-    assert said in results["test_count_is_both_matrices"].what
+    assert "SIGKILL" in results["test_count_is_both_matrices"].what
 
 
-def test_a_patched_judge_is_noticed_and_nothing_it_said_counts(run):
-    patch = "import milestones.expecting as judge\njudge.equal = lambda *a, **k: True\n"
-    results = run(replacing("def scaling(", patch + "def scaling("), sealed=True)
-    assert states(results) == [FAILED] * 5
-    assert all("tampered" in result.what for result in results.values())
+def test_a_module_that_stops_on_import_is_the_reason_of_the_check_that_needs_it(run):
+    results = run(replacing("def count(", "raise SystemExit(3)\ndef count("), guard=GUARD)
+    assert states(results)[-1] == FAILED
+    assert "scale stops on import with SystemExit: 3" in results["test_count_is_both_matrices"].reason
+
+
+def test_a_task_that_is_skipped_has_not_passed(run):
+    results = run(replacing("    return layer.a.size", "    import pytest; pytest.skip('no')\n    return layer.a.size"))
+    assert states(results)[-1] == FAILED
+
+
+def check_named(name, points=5):
+    return Check("2.1", name, "02_lora/checks.py", points)
+
+
+def result_of(name, **said):
+    return {"result": CheckResult(check_named(name, 1000), PASSED).to_dict() | said}
+
+
+def test_points_are_the_graders_own():
+    found = understood([{"begin": "test_a"}, result_of("test_a")], [check_named("test_a")], "")
+    assert [result.points for result in found] == [5]
+
+
+@pytest.mark.parametrize("messages", [
+    [result_of("test_a")],
+    [{"begin": "test_a"}, result_of("test_b")],
+    [{"begin": "test_a"}, result_of("test_a"), result_of("test_a")],
+    [{"begin": "test_a"}, {"begin": "test_b"}, result_of("test_b")],
+    [{"begin": "test_a"}, result_of("test_a", state="splendid")],
+    [{"begin": "test_a"}, result_of("test_a", needs=None)],
+    [{"begin": "test_a"}, result_of("test_a"), {"points": 100}],
+])
+def test_what_comes_out_of_turn_is_not_believed(messages):
+    found = understood(messages, [check_named("test_a"), check_named("test_b")], "")
+    assert {result.state for result in found} == {FAILED} and "tampered" in found[0].what

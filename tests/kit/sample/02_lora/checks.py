@@ -11,7 +11,7 @@ def matrices(seed):
     return [draw.normal(size=shape) for shape in ((5, 6), (3, 6), (4, 3), (4, 6))]
 
 
-@pytest.mark.task("2.1", points=20, hint="what must not change when r is doubled?")
+@pytest.mark.task("2.1", points=10, hint="what must not change when r is doubled?")
 def test_scale_is_alpha_over_r(lib, seed):
     alpha, r = 1 + seed % 31, 2 + seed % 7
     same(lib.scaling(alpha, r), alpha / r, "the scale", {
