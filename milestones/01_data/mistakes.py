@@ -191,7 +191,7 @@ MISTAKES = [
     Mistake(
         "boundary not checked",
         "1.5",
-        "if first < behind and starts[first] < start:",
+        "if first < behind and offsets[first][0] < start:",
         "if False:",
         ACROSS,
         "not checked",
@@ -276,9 +276,7 @@ PAGE = {  # mistakes that this milestone must catch → the entry above, or the 
     "labels not masked": "1.5 labels not masked",
     "shifted by hand as well as by the model": "1.5 shifted by hand",
     "eos masked with pad": "1.7 stop token masked with padding",
-    "two BOS":
-        "tests/data/test_chat.py"
-        "::test_the_stop_token_is_learned_once_for_each_answer_and_bos_is_the_familys_number",
+    "two BOS": "tests/data/test_chat.py::test_a_wrong_template_is_loud",
     "wrong stop token": "1.4 stop token not learned",
     "generation prompt left in": "1.4 generation prompt left in",
     "template of another family": "tests/data/test_chat.py::test_a_wrong_template_is_loud",
@@ -289,13 +287,13 @@ PAGE = {  # mistakes that this milestone must catch → the entry above, or the 
         "tests/data/test_chat.py"
         "::test_too_long_samples_fit_and_only_a_whole_answer_teaches_to_stop",
     "split by row, near-duplicates on both sides":
-        "tests/data/test_batches.py"
-        "::test_the_leak_report_finds_what_a_split_by_row_does_and_a_split_by_group_has_none",
+        "tests/data/test_splits.py"
+        "::test_a_split_by_row_with_near_duplicates_on_both_sides_is_told_in_its_own_report",
     "ratio of the wrong side": "1.6 ratios reversed",
     "unseeded shuffle": "1.6 seed not used",
     "duplicates counted after the split":
-        "tests/data/test_batches.py"
-        "::test_every_group_is_in_one_split_and_shares_come_out",
+        "tests/data/test_splits.py"
+        "::test_duplicates_counted_after_the_split_are_leaks_and_counted_before_they_are_none",
     "padding in the loss": "1.7 padding learned",
     "attention across packed samples":
         "tests/data/test_batches.py"

@@ -22,7 +22,7 @@ def test_what_comes_back_equals_what_was_made_problems_too(tokenizer, tmp_path):
 
 def test_a_hit_is_read_and_not_made_again(tokenizer, tmp_path, monkeypatch):
     made = tokenize_cached(CHATS, tokenizer, tmp_path)
-    monkeypatch.setattr("finetune_lib.data.cache.tokenize_all", None)
+    monkeypatch.setattr("finetune_lib.data.cache.tokenize_stream", None)
     assert tokenize_cached(iter(CHATS), tokenizer, tmp_path) == made
 
 

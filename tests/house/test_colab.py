@@ -28,8 +28,8 @@ def test_the_set_up_cell_is_the_same_everywhere_and_short():
 
 def test_badge_and_cell_name_the_address_of_settings_ini(tmp_path):
     (tmp_path / "settings.ini").write_text("[DEFAULT]\nuser = ada\nrepo = engine\n")
-    badge, cell = badge_and_cell("01_data/02_turns.ipynb", tmp_path)
-    assert "github/ada/engine/blob/skeleton/nbs/01_data/02_turns.ipynb" in badge
+    badge, cell = badge_and_cell("01_data/03_turns.ipynb", tmp_path)
+    assert "github/ada/engine/blob/skeleton/nbs/01_data/03_turns.ipynb" in badge
     assert "https://github.com/ada/engine" in cell
     here = f"{settings()['user']}/{settings()['repo']}"
     assert here not in badge + cell
