@@ -47,6 +47,17 @@ def write_samples(folder: Path, rows: list[dict]) -> None:
     write_json(folder / "alpaca.json", [{"instruction": q, "input": "", "output": answer} for q, answer in pairs])
     write_json(folder / "sharegpt.json", [
         {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": answer}]} for q, answer in pairs])
+    write_jsonl(folder / "dolly.jsonl", [{"instruction": q, "context": "", "response": answer, "category": "open_qa"}
+                                         for q, answer in pairs])
+    write_jsonl(folder / "openassistant.jsonl", [message for number, pair in enumerate(pairs)
+                                                 for message in as_tree(number, *pair)])
+
+
+def as_tree(number: int, question: str, answer: str) -> list[dict]:
+    """A conversation as OpenAssistant publishes it: one row a message, each with its parent's id."""
+    ids = (f"{number}-0", f"{number}-1")
+    return [{"message_id": ids[0], "parent_id": None, "role": "prompter", "text": question, "rank": None},
+            {"message_id": ids[1], "parent_id": ids[0], "role": "assistant", "text": answer, "rank": 0}]
 
 
 def main() -> None:
