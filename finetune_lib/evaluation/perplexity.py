@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'token_nll', 'length_batches', 'sample_nll', 'finite', 'Perplexity', 'pooled', 'perplexity', 'relabel',
-           'perplexity_by_part', 'sliding_windows']
+           'perplexity_by_part', 'perplexity_by_length', 'sliding_windows']
 
 # %% ../../nbs/05_evaluation/01_perplexity.ipynb #bfa3d62e
 import math
@@ -145,6 +145,22 @@ def perplexity_by_part(
     """Perplexity of the responses, of the prompts, and of both as one text."""
     return {part: perplexity(model, [relabel(sample, part) for sample in samples], pad_token_id, batch_size)
             for part in PARTS}
+
+# %% ../../nbs/05_evaluation/01_perplexity.ipynb #a3892e16
+def perplexity_by_length(
+    model: torch.nn.Module,  # any causal language model of transformers
+    samples: list[TokenizedSample],  # labels say which tokens count
+    pad_token_id: int,  # fills the short rows; never counted
+    edges: tuple[int, ...] = (16, 32, 64, 128, 256),  # longest sample of each bin, in tokens; the last bin is open
+    batch_size: int = 16,  # changes speed and memory, not the result
+) -> dict[str, Perplexity]:  # "1–16", "17–32", …, "257–" tokens; bins without a target token are left out
+    """Perplexity of short and of long samples."""
+    bins: dict[int, list[tuple[float, int]]] = {}
+    for sample, pair in zip(samples, sample_nll(model, samples, pad_token_id, batch_size), strict=True):
+        bins.setdefault(sum(len(sample.input_ids) > edge for edge in edges), []).append(pair)
+    starts, ends = [1, *(edge + 1 for edge in edges)], [*edges, ""]
+    return {f"{starts[place]}–{ends[place]}": pooled(bins[place]) for place in sorted(bins)
+            if any(count for _, count in bins[place])}
 
 # %% ../../nbs/05_evaluation/01_perplexity.ipynb #b169f82c
 def sliding_windows(

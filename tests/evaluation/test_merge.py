@@ -250,3 +250,60 @@ def test_an_unknown_dtype_is_refused_before_anything_is_loaded(tmp_path):
         merge_folder("nowhere", "nowhere", tmp_path / "out", dtype="int8")
 
 
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
+@pytest.mark.parametrize("r, rslora", [(1, False), (4, True), (8, False), (32, True)])
+def test_every_rank_and_scale_gives_pefts_weights(kind, r, rslora, make_model, adapt, tmp_path):
+    adapted = adapt(make_model(kind), r=r, lora_alpha=2 * r + 1, use_rslora=rslora)
+    save_adapter(adapted, tmp_path)
+    ours = merge_adapter(adapted).state_dict()
+    theirs = load_adapter(make_model(kind), tmp_path, backend="peft").merge_and_unload().state_dict()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_dora_gives_pefts_weights(kind, make_model):
+    from peft import LoraConfig, get_peft_model
+
+    targets, fan = (["c_attn"], True) if kind == "gpt2" else (["q_proj", "down_proj"], False)
+    config = LoraConfig(r=4, target_modules=targets, use_dora=True, init_lora_weights=False, fan_in_fan_out=fan)
+    torch.manual_seed(0)
+    ours = get_peft_model(make_model(kind), config).eval()
+    theirs = copy.deepcopy(ours).merge_and_unload().state_dict()
+    merged = merge_adapter(ours).state_dict()
+    assert all(torch.allclose(merged[name], theirs[name], atol=1e-6) for name in theirs)
+
+
+@pytest.mark.parametrize("backend", ["own", "peft"])
+def test_rows_of_added_tokens_travel_into_the_merge(backend, make_model, adapt, prompts, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    def resized():
+        model = make_model()
+        model.resize_token_embeddings(300, mean_resizing=False)
+        return model
+
+    adapted = adapt(resized(), backend, modules_to_save=["embed_tokens", "lm_head"])
+    wanted = behavior(adapted, [*prompts[:3], [0, 290, 299, 5]])
+    merged = merge_adapter(adapted)
+    assert verify_merge(merged, wanted).require().difference <= 1e-5
+    assert merged.get_input_embeddings().num_embeddings == 300
+    merged.save_pretrained(tmp_path)
+    verify_merge(AutoModelForCausalLM.from_pretrained(tmp_path), wanted).require()
+
+
+def test_a_full_disk_during_a_merge_leaves_nothing_behind(trained, tmp_path, monkeypatch):
+    import errno
+
+    from finetune_lib.evaluation import merge
+
+    def full(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    base, adapter = trained()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    monkeypatch.setattr(merge, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        merge_folder(base, adapter, tmp_path / "merged")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from finetune_lib.core import DataError, TrainingError
 from finetune_lib.evaluation.perplexity import (
     perplexity,
+    perplexity_by_length,
     perplexity_by_part,
     pooled,
     relabel,
@@ -162,3 +163,23 @@ def test_nothing_to_score_is_refused(llama, samples):
 def test_a_batch_size_of_zero_is_refused(llama, samples):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         perplexity(llama, samples, 2, batch_size=0)
+
+
+def test_bins_of_length_add_up_to_the_whole_and_hold_their_own_samples(llama, samples):
+    whole, edges = perplexity(llama, samples, 2), (40, 60)
+    bins = perplexity_by_length(llama, samples, 2, edges)
+    assert list(bins) == ["1–40", "41–60", "61–"]
+    assert sum(one.tokens for one in bins.values()) == whole.tokens
+    assert math.isclose(sum(one.nll for one in bins.values()), whole.nll, rel_tol=1e-9)
+    short = [sample for sample in samples if len(sample.input_ids) <= 40]
+    assert math.isclose(bins["1–40"].overall, perplexity(llama, short, 2).overall, rel_tol=1e-6)
+    silent = [replace(sample, labels=[-100] * len(sample.labels)) for sample in short]
+    assert list(perplexity_by_length(llama, silent + samples[-1:], 2, (40,))) in (["41–"], ["1–40"])
+
+
+@pytest.mark.gpu
+def test_it_is_the_same_on_a_gpu(llama, samples):
+    import copy
+
+    wanted = perplexity(llama, samples, 2).overall
+    assert math.isclose(perplexity(copy.deepcopy(llama).cuda(), samples, 2).overall, wanted, rel_tol=1e-5)
