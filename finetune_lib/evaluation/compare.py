@@ -295,7 +295,9 @@ it is red.</p>
 {% for kind, pairs in (("good", one.wins[:5]), ("bad", one.losses[:5])) %}{% for old, new in pairs %}
 <tr><td>{{ new.prompt }}<td>{{ new.reference }}<td>{{ old.prediction }}<td class="{{ kind }}">{{ new.prediction }}</tr>
 {% endfor %}{% endfor %}</table>
-{% endfor %}<h2>Where this comes from</h2><pre>{{ details }}</pre></html>
+{% endfor %}<h2>Where this comes from</h2>
+<p>Every number stands in report.json, every answer with its scores in predictions.jsonl, both beside this page.</p>
+<pre>{{ details }}</pre></html>
 """
 
 # %% ../../nbs/05_evaluation/03_compare.ipynb #8a2e037b

@@ -60,11 +60,12 @@ def scan_weights(path: Path) -> list[str]:
 # %% ../../nbs/05_evaluation/05_export.ipynb #d84cc273
 def write_manifest(
     folder: str | Path,  # an exported model
+    kind: str = "hf",  # its format
     **lineage,  # where it comes from: base, data, config, adapter, merge
 ) -> dict:
     """`manifest.json`: bytes and SHA-256 of every file, and the lineage."""
     folder = Path(folder)
-    manifest = {"format": "hf", "lineage": lineage, "files": {
+    manifest = {"format": kind, "lineage": lineage, "files": {
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json"}}
     write_json(folder / "manifest.json", manifest)
