@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['compute_dtype', 'QuantizationConfig', 'find_config', 'check_folder', 'quiet_loading', 'as_dtype', 'from_safetensors',
-           'import_bitsandbytes', 'layers_in_4bit', 'same_bytes', 'guard_bitsandbytes', 'check_kernel', 'load_base',
-           'check_stored', 'guarded', 'kept_in_float', 'quantize_linears', 'prepare_for_training', 'dequantized',
-           'plain_layer', 'forget_quantizer', 'Installed', 'installed']
+           'import_bitsandbytes', 'layers_in_4bit', 'layers_in_8bit', 'same_bytes', 'guard_bitsandbytes',
+           'check_kernel', 'load_base', 'check_stored', 'guarded', 'kept_in_float', 'quantize_linears',
+           'prepare_for_training', 'dequantized', 'plain_layer', 'forget_quantizer']
 
 # %% ../../nbs/03_qlora/02_loading.ipynb #485d08ee
 import copy
@@ -14,14 +14,12 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError
 from torch import nn
 
@@ -56,25 +54,37 @@ class QuantizationConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    load_in_4bit: bool = True  # False: as if no quantization had been asked for
+    load_in_4bit: bool = True  # False, and load_in_8bit too: as if no quantization had been asked for
+    load_in_8bit: bool = False  # LLM.int8(): twice the memory, a smaller error; bitsandbytes alone
     quant_type: Literal["nf4", "fp4"] = "nf4"
     compute_dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"  # of the products
     double_quant: bool = True  # the scales in 8 bits
+    quant_storage: Literal["uint8", "bfloat16", "float16", "float32"] = "uint8"  # how codes lie: FSDP wants floats
     skip_modules: tuple[str, ...] = ("lm_head",)  # stay in float, with all that they contain
+
+    @model_validator(mode="after")
+    def one_width(self) -> "QuantizationConfig":
+        """Four bits or eight, not both."""
+        if self.load_in_4bit and self.load_in_8bit:
+            raise ValueError("load_in_8bit needs load_in_4bit=False, got both; a weight is stored once")
+        return self
 
     def to_bitsandbytes(self, device: torch.device | str = "cpu") -> "BitsAndBytesConfig":
         """The same for transformers' loader; the device decides what "auto" means."""
         from transformers import BitsAndBytesConfig
 
         return BitsAndBytesConfig(
-            load_in_4bit=self.load_in_4bit, bnb_4bit_quant_type=self.quant_type,
+            load_in_4bit=self.load_in_4bit, load_in_8bit=self.load_in_8bit, bnb_4bit_quant_type=self.quant_type,
+            bnb_4bit_quant_storage=getattr(torch, self.quant_storage),
             bnb_4bit_compute_dtype=compute_dtype(device, self.compute_dtype),
             bnb_4bit_use_double_quant=self.double_quant, llm_int8_skip_modules=list(self.skip_modules))
 
     @classmethod
     def from_bitsandbytes(cls, config: "BitsAndBytesConfig") -> "QuantizationConfig":
         """What a checkpoint's `quantization_config` says."""
-        return cls(load_in_4bit=config.load_in_4bit, quant_type=config.bnb_4bit_quant_type,
+        return cls(load_in_4bit=config.load_in_4bit, load_in_8bit=config.load_in_8bit,
+                   quant_type=config.bnb_4bit_quant_type,
+                   quant_storage=str(config.bnb_4bit_quant_storage).removeprefix("torch."),
                    compute_dtype=str(config.bnb_4bit_compute_dtype).removeprefix("torch."),
                    double_quant=config.bnb_4bit_use_double_quant,
                    skip_modules=tuple(config.llm_int8_skip_modules or ("lm_head",)))
@@ -175,6 +185,13 @@ def layers_in_4bit(model: nn.Module) -> dict[str, nn.Module]:
     kinds = (NF4Linear, loaded.nn.Linear4bit) if loaded else (NF4Linear,)
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
 
+
+def layers_in_8bit(model: nn.Module) -> dict[str, nn.Module]:
+    """Every layer of bitsandbytes whose weight is in 8 bits, by name."""
+    loaded = sys.modules.get("bitsandbytes")
+    kinds = (loaded.nn.Linear8bitLt,) if loaded else ()
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+
 # %% ../../nbs/03_qlora/02_loading.ipynb #f3b63fc1
 def same_bytes(layer: nn.Module) -> NF4Linear:
     """Our layer with the bytes of bitsandbytes' Linear4bit: nothing is quantized again."""
@@ -228,7 +245,7 @@ def load_base(
     dtype: str | torch.dtype = "float32",  # of what is not in 4 bits; "auto" follows the device
     device: torch.device | str | None = None,  # None: the best there is
 ) -> "PreTrainedModel":
-    """A causal language model from safetensors, in eval mode, in full or in 4 bits; never quantized twice.
+    """A causal language model from safetensors, in eval mode, in full or in 4 or 8 bits; never quantized twice.
 
     Raises ConfigError for an unknown folder, pickled weights, and whatever does not work on this device.
     """
@@ -237,7 +254,10 @@ def load_base(
     device = torch.device(device) if device is not None else best_device()
     dtype = as_dtype(dtype, device)
     config = find_config(name_or_path)
-    wanted = quantization if quantization and quantization.load_in_4bit else None
+    wanted = quantization if quantization and (quantization.load_in_4bit or quantization.load_in_8bit) else None
+    if wanted and backend == "own" and (wanted.load_in_8bit or wanted.quant_storage != "uint8"):
+        raise ConfigError("backend 'own' keeps four bits in uint8, got load_in_8bit or another quant_storage; "
+                          "set backend='bitsandbytes'")
     stored = getattr(config, "quantization_config", None)
     if stored is not None:
         check_stored(stored, wanted)
@@ -253,16 +273,18 @@ def load_base(
 
 # %% ../../nbs/03_qlora/02_loading.ipynb #724d41fb
 def check_stored(stored: Any, wanted: QuantizationConfig | None) -> None:
-    """A checkpoint that is in 4 bits already is taken as it is; asking for another kind of 4 bits is an error."""
+    """A checkpoint that is quantized already is taken as it is; asking for another kind is an error."""
     values = stored if isinstance(stored, dict) else stored.to_dict()
     method = str(values.get("quant_method", "unknown")).split(".")[-1].lower()
     if method not in ("bitsandbytes", "bits_and_bytes"):
         raise ConfigError(f"a quantized checkpoint must be bitsandbytes' to be trained on here, got {method}; "
                           "load the original model instead")
-    kind = values.get("bnb_4bit_quant_type", "fp4")
-    if wanted and wanted.quant_type != kind:
-        raise ConfigError(f"the checkpoint is in {kind} already and is not quantized again to {wanted.quant_type}; "
-                          f"set quant_type='{kind}', or load the original model")
+    kind = "int8" if values.get("load_in_8bit") else values.get("bnb_4bit_quant_type", "fp4")
+    asked = wanted and ("int8" if wanted.load_in_8bit else wanted.quant_type)
+    if wanted and asked != kind:
+        cure = "load_in_8bit=True and load_in_4bit=False" if kind == "int8" else f"quant_type='{kind}'"
+        raise ConfigError(f"the checkpoint is in {kind} already and is not quantized again to {asked}; "
+                          f"set {cure}, or load the original model")
 
 # %% ../../nbs/03_qlora/02_loading.ipynb #7d6dab86
 def guarded(model: "PreTrainedModel", backend: str) -> "PreTrainedModel":
@@ -323,7 +345,7 @@ def dequantized(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modu
         raise ConfigError("a model with a peft adapter cannot be dequantized; "
                           "dequantize the base, attach the adapter to that, and merge")
     copied = copy.deepcopy(guard_bitsandbytes(model))
-    for name, layer in layers_in_4bit(copied).items():
+    for name, layer in {**layers_in_4bit(copied), **layers_in_8bit(copied)}.items():
         copied.set_submodule(name, plain_layer(layer, dtype))
     return forget_quantizer(copied).to(dtype)
 
@@ -332,9 +354,13 @@ def plain_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A frozen float layer of the kind that the architecture has: nn.Linear, or GPT-2's Conv1D."""
     from transformers.pytorch_utils import Conv1D
 
-    ours = layer if isinstance(layer, NF4Linear) else same_bytes(layer)
-    weight = ours.dequantized_weight(dtype)
-    if ours.transposed:
+    if hasattr(layer.weight, "SCB"):  # in 8 bits: codes times the largest magnitude of their row, over 127
+        ours, transposed = layer, False
+        weight = (layer.weight.data.float() * layer.weight.SCB.unsqueeze(1) / 127).to(dtype)
+    else:
+        ours = layer if isinstance(layer, NF4Linear) else same_bytes(layer)
+        weight, transposed = ours.dequantized_weight(dtype), ours.transposed
+    if transposed:
         plain, weight = Conv1D(ours.out_features, ours.in_features), weight.T.contiguous()
     else:
         plain = nn.Linear(ours.in_features, ours.out_features, bias=False, device="meta")
@@ -351,36 +377,3 @@ def forget_quantizer(model: nn.Module) -> nn.Module:
     if hasattr(getattr(model, "config", None), "quantization_config"):
         del model.config.quantization_config
     return model
-
-# %% ../../nbs/03_qlora/02_loading.ipynb #c7c26186
-@dataclass(frozen=True)
-class Installed:
-    """What is here and what works: rows of (what, found, works, what to do)."""
-
-    rows: list[tuple[str, str, bool, str]]
-
-    def __str__(self) -> str:
-        lines = [f"{what:<16} {found:<22} {'yes' if ok else 'no':<4} {cure}" for what, found, ok, cure in self.rows]
-        return "\n".join([f"{'what':<16} {'found':<22} {'ok':<4} what to do", *lines])
-
-    __repr__ = __str__
-
-
-def installed() -> Installed:
-    """Versions of the libraries, what this machine can do, and the command that mends what it cannot."""
-    rows = [("python", sys.version.split()[0], sys.version_info >= (3, 11), "")]
-    for package in ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "safetensors", "datasets"):
-        try:
-            rows.append((package, version(package), True, ""))
-        except PackageNotFoundError:
-            rows.append((package, "missing", False, f"pip install {package}"))
-    cuda = torch.cuda.is_available()
-    bfloat16 = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    rows.append(("GPU", torch.cuda.get_device_name() if cuda else "none", cuda, "" if cuda else "none is needed"))
-    rows.append(("bfloat16", "in hardware" if bfloat16 else "needs a GPU", bfloat16, ""))
-    try:
-        faulty = bool(import_bitsandbytes().functional.has_avx512bf16())
-        rows.append(("4-bit kernels", "repack in evaluation" if faulty else "sound", True, "use load_base"))
-    except ConfigError as error:
-        rows.append(("4-bit kernels", "missing", False, str(error)))
-    return Installed(rows)

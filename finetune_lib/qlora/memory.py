@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..core import COLORS, ConfigError, suggest
-from .activations import Adapted, activation_bytes, skeleton
+from .activations import Adapted, activation_parts, skeleton
 from .loading import find_config
 from .nf4 import bits_per_weight
 
@@ -167,7 +167,7 @@ class MemoryEstimate:
     """Bytes by part at the moment of the peak; what is not alive at that moment counts zero."""
 
     parts: dict[str, int]
-    moment: str  # start of backward, when all activations are alive, or the optimizer's step, when all gradients are
+    moment: str  # start of backward, last or first layer's backward, or optimizer's step
 
     @property
     def total(self) -> int:
@@ -191,6 +191,7 @@ class Sizes:
     largest: int  # weights of the largest layer of those
     head: int  # weights of the output layer
     quantized_layers: tuple[int, ...]  # weights of each such layer
+    widest: int = 0  # outputs of the widest of them
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #c5fed786
 def measure(
@@ -200,11 +201,13 @@ def measure(
 ) -> Sizes:
     """Count a full-depth model on the meta device."""
     model = skeleton(config, "lora", r, torch.float32, config.num_hidden_layers, "fused")
-    layers = tuple(layer.base.weight.numel() for layer in model.modules() if isinstance(layer, Adapted))
+    adapted = [layer for layer in model.modules() if isinstance(layer, Adapted)]
+    layers = tuple(layer.base.weight.numel() for layer in adapted)
     adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     total = sum(p.numel() for p in model.parameters()) - adapters
     head = model.get_output_embeddings().weight.numel()
-    return Sizes(sum(layers), total - sum(layers), 0 if method == "full" else adapters, max(layers), head, layers)
+    return Sizes(sum(layers), total - sum(layers), 0 if method == "full" else adapters, max(layers), head, layers,
+                 max(len(layer.lora_B) for layer in adapted))
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #e7d26460
 def static_bytes(
@@ -267,22 +270,27 @@ def estimate_memory(
     check_request(method, dtype, optimizer, batch, length)
     kind = getattr(torch, dtype)
     sizes = measure(config, method, r)
-    moments = {"adamw": 8, "adamw_8bit": 2, "sgd": 0}[optimizer]
-    static = static_bytes(sizes, method, kind.itemsize, double_quant, moments)
+    state = {"adamw": 8, "adamw_8bit": 2, "sgd": 0}[optimizer]
+    static = static_bytes(sizes, method, kind.itemsize, double_quant, state)
     gradients = static.pop("gradients")
+    static["overhead"] = GIB // 2 if device == "cuda" else 0
     rows = batch * length if logit_rows is None else logit_rows
-    question = (method, batch, length, r, dtype, attention, lora_dropout)
-    activations = activation_bytes(config, gradient_checkpointing, *question)
+    outside, layer, inputs = activation_parts(config, method, batch, length, r, dtype, attention, lora_dropout)
+    kept = outside + (inputs if gradient_checkpointing else layer * config.num_hidden_layers)
+    again = layer if gradient_checkpointing else 0  # activations of the layer that is computed a second time
     logits = 3 * 4 * rows * config.vocab_size  # log-probabilities, their gradient and the logits', in float32
+    transient = 3 * batch * length * sizes.widest * kind.itemsize  # gradients of a gated product and its two factors
     unpacked = 2 * 4 * sizes.largest if method == "qlora" else 0  # values and product of the largest layer, in float32
     early = gradients if accumulation > 1 else 4 * sizes.head if method == "full" else 0
-    overhead = round(0.5 * GIB) if device == "cuda" else 0
-    temporary = 2 * kind.itemsize * max(sizes.head, sizes.largest) if method == "full" else 0  # AdamW's, one at a time
-    backward = {**static, "gradients": early, "activations": activations, "logits": logits, "unpacked": unpacked}
-    step = {**static, "gradients": gradients, "temporary": temporary}
-    both = [MemoryEstimate({**backward, "overhead": overhead}, "start of backward"),
-            MemoryEstimate({**step, "overhead": overhead}, "optimizer's step")]
-    return max(both, key=lambda estimate: estimate.total)
+    start = {**static, "gradients": early, "activations": kept, "logits": logits, "unpacked": 0}
+    inside = {**start, "activations": kept + again, "logits": 0, "unpacked": unpacked, "transient": transient}
+    depth, tied = config.num_hidden_layers, getattr(config, "tie_word_embeddings", False)
+    missing = sizes.quantized // depth + (0 if tied else sizes.head)  # the first layer and the embedding come last
+    late = missing / (sizes.quantized + sizes.other) if method == "full" else 1 / depth
+    first = {**inside, "gradients": round((1 - late) * gradients), "activations": layer + inputs // depth}
+    moments = {"start of backward": start, "last layer's backward": inside, "first layer's backward": first,
+               "optimizer's step": {**static, "gradients": gradients}}
+    return max((MemoryEstimate(parts, moment) for moment, parts in moments.items()), key=lambda one: one.total)
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #2249ae2a
 CARDS = {  # GiB of memory, as sold

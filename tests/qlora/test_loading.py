@@ -7,18 +7,20 @@ import torch
 from torch import nn
 
 from finetune_lib.core import ConfigError
+from finetune_lib.lora.adapter import LoRAConfig, attach_lora
 from finetune_lib.qlora import loading
 from finetune_lib.qlora.loading import (
     QuantizationConfig,
     dequantized,
     guard_bitsandbytes,
     import_bitsandbytes,
-    installed,
     layers_in_4bit,
+    layers_in_8bit,
     load_base,
     prepare_for_training,
 )
 from finetune_lib.qlora.nf4 import NF4Linear, quantize
+from finetune_lib.qlora.versions import installed
 
 from .conftest import KINDS, tiny_model
 
@@ -197,3 +199,88 @@ def test_our_layers_are_copied_and_moved_like_any_other(folders, ids):
 
 def test_the_table_of_what_is_installed_names_each_library():
     assert {"torch", "transformers", "peft", "bitsandbytes"} <= {row[0] for row in installed().rows}
+
+
+# ---- the guard, whatever comes after an evaluation ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["bitsandbytes", "own"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_saved_after_an_evaluation_is_the_one_saved_before_it(folders, ids, tmp_path, kind, backend):
+    model = load_base(folders[kind], FOUR_BITS, backend)
+    plain = dequantized(model).state_dict()
+    logits = evaluate(model, ids)
+    dequantized(model).save_pretrained(tmp_path / "plain")
+    again = load_base(tmp_path / "plain")
+    assert all(torch.equal(tensor, plain[name]) for name, tensor in again.state_dict().items() if name in plain)
+    if backend == "bitsandbytes":
+        model.save_pretrained(tmp_path / "packed")
+        assert torch.equal(evaluate(load_base(tmp_path / "packed", FOUR_BITS), ids), logits)
+
+
+@pytest.mark.parametrize("width", [48, 80, 112])
+def test_shapes_that_are_no_multiple_of_64_train_and_merge_right_after_an_evaluation(tmp_path, ids, width):
+    tiny_model("llama", hidden_size=width, intermediate_size=2 * width).save_pretrained(tmp_path)
+    model = load_base(tmp_path, FOUR_BITS, backend="own")
+    before, merged = gradient(model, ids), dequantized(model).state_dict()
+    logits = evaluate(model, ids)
+    assert torch.equal(gradient(model, ids), before) and torch.equal(evaluate(model, ids), logits)
+    after = dequantized(model)
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in after.state_dict().items())
+    assert torch.equal(evaluate(after, ids), logits)
+
+
+@pytest.mark.skipif(not FAULTY, reason="this CPU has no AVX512-BF16: bitsandbytes does not repack its weights here")
+@pytest.mark.filterwarnings("ignore:bitsandbytes..gemv_4bit")
+def test_without_the_guard_an_evaluation_leaves_weights_that_cannot_be_merged(folders, ids):
+    model = unguarded(folders["llama"])
+    before = dequantized(load_base(folders["llama"], FOUR_BITS)).state_dict()
+    evaluate(model, ids)
+    with pytest.raises(ConfigError, match="repacked already; load the model again"):
+        dequantized(model)
+    layer = model.model.layers[0].mlp.down_proj
+    unpacked = functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    assert not torch.equal(unpacked.flatten()[:64], before["model.layers.0.mlp.down_proj.weight"].flatten()[:64])
+
+
+# ---- eight bits, and how codes lie -------------------------------------------------------------------------------
+
+EIGHT_BITS = QuantizationConfig(load_in_4bit=False, load_in_8bit=True)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_eight_bits_are_nearer_to_the_full_model_than_four(folders, ids, kind):
+    full = evaluate(load_base(folders[kind]), ids)
+    eight, four = (load_base(folders[kind], config) for config in (EIGHT_BITS, FOUR_BITS))
+    assert len(layers_in_8bit(eight)) == len(layers_in_4bit(four)) and not layers_in_4bit(eight)
+    assert {layer.weight.dtype for layer in layers_in_8bit(eight).values()} == {torch.int8}
+    error = {name: (evaluate(model, ids) - full).norm() for name, model in (("8", eight), ("4", four))}
+    assert 0 < error["8"] < 0.3 * error["4"]
+
+
+def test_an_adapter_trains_on_eight_bits_and_its_base_can_be_had_in_float(folders, ids, tmp_path):
+    model = attach_lora(prepare_for_training(load_base(folders["llama"], EIGHT_BITS)), LoRAConfig(r=2))
+    before = evaluate(model, ids)
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert len(learning) == 28 and all(parameter.grad is not None for parameter in learning)
+    plain = dequantized(load_base(folders["llama"], EIGHT_BITS))
+    assert not layers_in_8bit(plain)
+    plain.save_pretrained(tmp_path)  # activations in float, not in 8 bits: near, not equal
+    assert (evaluate(load_base(tmp_path), ids) - before).norm() < 0.02 * before.norm()
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "float16", "float32"])
+def test_quant_storage_changes_how_codes_lie_and_no_number(folders, ids, storage):
+    model = load_base(folders["llama"], QuantizationConfig(quant_storage=storage))
+    assert {layer.weight.dtype for layer in layers_in_4bit(model).values()} == {getattr(torch, storage)}
+    usual = load_base(folders["llama"], FOUR_BITS)
+    assert torch.equal(evaluate(model, ids), evaluate(usual, ids))
+    assert torch.equal(gradient(model, ids), gradient(usual, ids))
+    assert torch.equal(evaluate(dequantized(model), ids), evaluate(usual, ids))
+
+
+@pytest.mark.parametrize("config", [EIGHT_BITS, QuantizationConfig(quant_storage="bfloat16"), FOUR_BITS])
+def test_every_width_and_storage_survives_the_way_through_transformers(config):
+    there = config.to_bitsandbytes("cpu")
+    assert QuantizationConfig.from_bitsandbytes(there) == config.model_copy(update={"compute_dtype": "float32"})
