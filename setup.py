@@ -27,6 +27,6 @@ setup(
     packages=find_packages(include=["finetune_lib*", "milestones*"]),
     package_data={"milestones": ["**/*.py", "**/*.md", "**/*.json"]},
     install_requires=lines("requirements"),
-    extras_require={"dev": lines("dev_requirements"), "language": lines("language_requirements")},
+    extras_require={key.removesuffix("_requirements"): lines(key) for key in settings if key.endswith("_requirements")},
     entry_points={"console_scripts": lines("console_scripts")},
 )
