@@ -186,7 +186,7 @@ def _likely_rate(
 class RateSettings(BaseModel):
     """How fast which weight moves."""
 
-    learning_rate: float = 2e-4  # the peak; LoRA takes about ten times what full fine-tuning takes
+    learning_rate: float = Field(2e-4, allow_inf_nan=True)  # the peak; for LoRA ten times full fine-tuning's
     lr_scheduler_type: str = "cosine"  # a name from SCHEDULES
     min_lr_rate: float = Field(0.0, ge=0, lt=1)  # cosine_with_min_lr: the lowest rate, as a share of the peak
     optim: Literal["adamw_torch_fused", "adamw_torch", "adamw_bnb_8bit", "paged_adamw_8bit"] = "adamw_torch_fused"
@@ -269,7 +269,7 @@ def check_together(
 class TrainingConfig(RateSettings, BatchSettings):
     """Settings of one training, named as in `transformers.TrainingArguments` where the meaning is the same."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     logging_steps: int = Field(10, ge=1)  # a log line every so many steps; metrics.jsonl has every step
     eval_steps: int | None = Field(None, ge=1)  # evaluate every so many steps; None: at the end
@@ -284,6 +284,12 @@ class TrainingConfig(RateSettings, BatchSettings):
     guard: bool = True  # leave out steps whose loss or gradient is not finite (notebook 04)
     max_skipped_steps: int = Field(3, ge=1)  # so many in a row: roll back
     max_rollbacks: int = Field(2, ge=0)  # after so many roll-backs: stop
+
+    @property
+    def higher_is_better(self) -> bool:
+        """What better means for metric_for_best_model: as greater_is_better says, or as its name does."""
+        said = self.greater_is_better
+        return self.metric_for_best_model not in ("eval_loss", "perplexity") if said is None else said
 
     @model_validator(mode="before")
     @classmethod

@@ -266,7 +266,7 @@ def check_same(
                if state["config"].get(name) != value}
     unsafe = [f"{name} was {old!r} and is {new!r}" for name, (old, new) in changed.items()
               if name not in SAFE_TO_CHANGE]
-    unsafe += [f"the {what} is another" for what, value in now.items() if state["identity"][what] != value]
+    unsafe += [f"the {what} is another" for what, value in now.items() if state["identity"].get(what) != value]
     if unsafe:
         raise ConfigError(f"a run must resume with what it began with, got a change: {', '.join(unsafe)}; "
                           "set it back, or begin anew with resume=False")

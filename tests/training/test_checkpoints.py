@@ -207,3 +207,19 @@ def test_rests_of_a_killed_process_are_swept_and_never_read(run):
     assert find_latest(run)[0] == run / "checkpoint-000010"
     sweep(run)
     assert not rest.exists() and (run / "checkpoint-000010").exists()
+
+
+def test_the_git_revision_is_read_without_starting_git(tmp_path):
+    from finetune_lib.training.checkpoints import git_revision
+
+    git, inside = tmp_path / ".git", tmp_path / "a" / "b"
+    (git / "refs/heads").mkdir(parents=True)
+    inside.mkdir(parents=True)
+    (git / "HEAD").write_text("ref: refs/heads/main\n")
+    assert git_revision(inside) is None  # no commit yet
+    (git / "packed-refs").write_text("# pack-refs\nabc refs/heads/main\n")
+    assert git_revision(inside) == "abc"
+    (git / "refs/heads/main").write_text("def\n")
+    assert git_revision(inside) == "def"
+    (git / "HEAD").write_text("123\n")
+    assert git_revision(inside) == "123"

@@ -1,0 +1,284 @@
+"""Speed of training against three opponents, in one run: `make bench-train`. Writes runs/bench/train.json.
+
+The opponents: a bare PyTorch loop, transformers' Trainer, TRL's SFTTrainer. All train the same LoRA adapter on the same
+samples with the same optimizer, on the same threads, without activation checkpointing and in float32, for the same
+target tokens. `identical_batches` hands everyone the same ready batches; in `best_batching` everyone makes batches in
+the way that is quickest for it: ours grouped by length (the default), the bare loop the same, Trainer grouped by
+length, SFTTrainer packed. Trainer's and SFTTrainer's own defaults stand beside. A turn runs all of them with one seed,
+one after another, so that a busy machine slows all; ratios are taken in each turn and their median counts. Only real
+tokens count, never padding, and for everyone the clock starts when the first step is done: what comes before (ours
+tries the longest batch there) stands beside it as `start_seconds`. `--keep` stores the result in
+tests/benchmark/results as well; nothing passes or fails.
+"""
+import argparse
+import gc
+import json
+import logging
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from datasets import Dataset, disable_progress_bars
+from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from trl import SFTConfig, SFTTrainer
+
+from finetune_lib.core import base_model, data_folder, load_tokenizer, machine, seed_everything, write_json
+from finetune_lib.data.batches import collate, padding_waste
+from finetune_lib.data.chat import tokenize_all
+from finetune_lib.data.packing import pack
+from finetune_lib.data.records import load_conversations
+from finetune_lib.lora.adapter import LoRAConfig, attach_lora
+from finetune_lib.training.loop import train
+from finetune_lib.training.schedule import TrainingConfig, Windows
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
+SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1088, "num_attention_heads": 12,
+                                     "num_key_value_heads": 4}}
+BATCH, RATE = 16, 1e-3
+WAYS = ("ours", "bare", "trainer", "sft_trainer")
+
+
+def make_model(size: str, seed: int):
+    """The base, or a Llama of about eight times its parameters with random weights; with a fresh adapter."""
+    seed_everything(seed)
+    config = AutoConfig.from_pretrained(base_model())
+    config.update(SIZES[size])
+    config.use_cache = False
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    if size == "tiny":
+        model = AutoModelForCausalLM.from_pretrained(base_model(), dtype=torch.float32)
+    return attach_lora(model, LoRAConfig(r=8, lora_dropout=0.0), backend="peft").train()
+
+
+def settings(steps: int, seed: int) -> TrainingConfig:
+    return TrainingConfig(learning_rate=RATE, lr_scheduler_type="constant", max_steps=steps, seed=seed, use_cpu=True,
+                          per_device_train_batch_size=BATCH)
+
+
+def arguments(kind: type, steps: int, seed: int, **more):
+    """Their settings, as near to ours as they go."""
+    more = {"per_device_train_batch_size": BATCH, **more}
+    return kind(output_dir=tempfile.gettempdir(), max_steps=steps, use_cpu=True, learning_rate=RATE,
+                lr_scheduler_type="constant", seed=seed, save_strategy="no", report_to=[],
+                logging_steps=min(10, steps), disable_tqdm=True, bf16=False, gradient_checkpointing=False,
+                optim="adamw_torch_fused", weight_decay=0.0, dataloader_pin_memory=False, **more)
+
+
+def ours(model, samples, batches, steps, seed, first_done):
+    result = train(model, samples, settings(steps, seed), model.config.pad_token_id,
+                   callbacks=[lambda kind, record: first_done() if kind == "step" and record.step == 1 else None])
+    return [record.loss for record in result.history]
+
+
+def bare(model, samples, batches, steps, seed, first_done):
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer, losses = torch.optim.AdamW(weights, lr=RATE, weight_decay=0.0, fused=True), []
+    for batch in batches:
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if len(losses) == 1:
+            first_done()
+    return losses
+
+
+def theirs(base: type, kind: type, ready: bool, **more) -> Callable:
+    """A way to train with one of their trainers, on ready batches or on its own."""
+    class Timed(base):
+        def get_train_dataloader(self):
+            return self.given if self.given else super().get_train_dataloader()
+
+        def training_step(self, model, inputs, *rest, **named):
+            mask = inputs.get("attention_mask")
+            self.real.append(int(mask.sum()) if mask is not None else inputs["input_ids"].numel())
+            if len(self.real) == 2:
+                self.first_done()
+            return super().training_step(model, inputs, *rest, **named)
+
+    def prepare(model, samples, batches, steps, seed, first_done):
+        rows = Dataset.from_dict({
+            "input_ids": [sample.input_ids for sample in samples],
+            **({"completion_mask": [[int(label != -100) for label in sample.labels] for sample in samples]}
+               if base is SFTTrainer else {"labels": [sample.labels for sample in samples]})})
+        options = arguments(kind, steps, seed, **more)
+        pad = model.config.pad_token_id
+        named = {"processing_class": load_tokenizer(base_model())} if base is SFTTrainer else {
+            "data_collator": lambda found: collate_rows(found, pad)}
+        trainer = Timed(model=model, args=options, train_dataset=rows, **named)
+        trainer.given, trainer.real, trainer.first_done = (batches if ready else None), [], first_done
+        return trainer
+    return prepare
+
+
+def collate_rows(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
+    """Rows of ids and labels, padded on the right."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    fill = {"input_ids": pad, "labels": -100}
+    batch = {name: torch.tensor([row[name] + [value] * (longest - len(row[name])) for row in rows])
+             for name, value in fill.items()}
+    mask = [[1] * len(row["input_ids"]) + [0] * (longest - len(row["input_ids"])) for row in rows]
+    return {**batch, "attention_mask": torch.tensor(mask)}
+
+
+def peak_of(action: Callable[[], object]) -> tuple[object, float, float, float]:
+    """(result, begin, end, MiB of resident memory above the start at the highest point)."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
+    start, begin = memory("VmRSS"), time.perf_counter()
+    result = action()
+    return result, begin, time.perf_counter(), memory("VmHWM") - start
+
+
+def memory(name: str) -> float:
+    """A line of the kernel's account of this process, in MiB."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1024
+
+
+def measure(way: str, mode: str, size: str, samples: list, steps: int, seed: int) -> dict:
+    """One training by one opponent; making model and trainer is not timed."""
+    model = make_model(size, seed)
+    windows = Windows(samples, BATCH, 1, seed)
+    parts = [windows.at(step)[0] for step in range(steps)]
+    batches = [collate(part, model.config.pad_token_id) for part in parts]
+    real, marks = [sum(len(sample.input_ids) for sample in part) for part in parts], []
+    first_done = lambda: marks.append(time.perf_counter())  # noqa: E731
+    if way in ("ours", "bare"):
+        run = {"ours": ours, "bare": bare}[way]
+        losses, begin, end, peak = peak_of(lambda: run(model, samples, batches, steps, seed, first_done))
+    else:
+        trainer = TRAINERS[way, mode](model, samples, batches, steps, seed, first_done)
+        _, begin, end, peak = peak_of(trainer.train)
+        losses, real = [row["loss"] for row in trainer.state.log_history if "loss" in row], trainer.real
+    last = statistics.fmean(losses[-10:] if way in ("ours", "bare") else losses[-1:])
+    return {"tokens_per_second": sum(real[1:]) / (end - marks[0]), "start_seconds": marks[0] - begin,
+            "final_loss": last, "peak_mib": peak}
+
+
+TRAINERS = {
+    ("trainer", "identical_batches"): theirs(Trainer, TrainingArguments, True),
+    ("sft_trainer", "identical_batches"): theirs(SFTTrainer, SFTConfig, True),
+    ("trainer", "best_batching"): theirs(Trainer, TrainingArguments, False, train_sampling_strategy="group_by_length"),
+    ("sft_trainer", "best_batching"): theirs(SFTTrainer, SFTConfig, False, packing=True, max_length=256,
+                                              per_device_train_batch_size=BATCH // 4),  # a row holds several samples
+    ("trainer", "defaults"): theirs(Trainer, TrainingArguments, False),
+    ("sft_trainer", "defaults"): theirs(SFTTrainer, SFTConfig, False),
+}
+
+
+def summary(turns: list[dict[str, dict]]) -> dict:
+    """Medians over the turns for each way, and the ratio of ours to each other in real tokens a second."""
+    found = {}
+    for way in turns[0]:
+        rows = [turn[way] for turn in turns]
+        ratios = [turn["ours"]["tokens_per_second"] / turn[way]["tokens_per_second"] for turn in turns]
+        found[way] = {
+            "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in rows)),
+            "ours_over_it": round(statistics.median(ratios), 3), "ours_over_it_least": round(min(ratios), 3),
+            "ours_over_it_most": round(max(ratios), 3), "final_loss": [round(row["final_loss"], 4) for row in rows],
+            "start_seconds": round(statistics.median(row["start_seconds"] for row in rows), 3),
+            "peak_mib": round(statistics.median(row["peak_mib"] for row in rows), 1)}
+    return found
+
+
+def compare(size: str, samples: list, steps: int, seeds: range) -> dict:
+    """Both ways of batching at one size; one turn for each seed, after one that warms up."""
+    found = {"parameters": sum(weight.numel() for weight in make_model(size, 0).parameters()), "steps": steps}
+    for mode in ("identical_batches", "best_batching", *(["defaults"] if size == "tiny" else [])):
+        for way in WAYS:
+            measure(way, mode, size, samples, 2, 0)
+        turns = []
+        for seed in seeds:
+            order = WAYS if seed % 2 else WAYS[::-1]  # nobody is always first
+            turns.append({way: measure(way, mode, size, samples, steps, seed) for way in order})
+        found[mode] = summary(turns)
+        sys.stderr.write(f"{size} {mode}: " + "  ".join(
+            f"{way} {row['tokens_per_second']:,}" for way, row in found[mode].items()) + "\n")
+    return found
+
+
+def profile(samples: list, steps: int = 10) -> list[dict]:
+    """Where the time of our steps goes: the ten dearest operations, by their own time."""
+    model = make_model("tiny", 0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
+        train(model, samples, settings(steps, 0), model.config.pad_token_id)
+    rows = found.key_averages()
+    total = sum(row.self_cpu_time_total for row in rows)
+    dearest = sorted(rows, key=lambda row: -row.self_cpu_time_total)[:10]
+    return [{"operation": row.key, "calls": row.count, "share": round(row.self_cpu_time_total / total, 4)}
+            for row in dearest]
+
+
+def overhead(samples: list, steps: int, seeds: range) -> dict:
+    """Share of the time that records, guard, watching and checkpoints take: with all of them, and with none."""
+    shares = []
+    for seed in seeds:
+        seconds = {}
+        for name in ("with", "without") if seed % 2 else ("without", "with"):
+            model, config = make_model("tiny", seed), settings(steps, seed)
+            with tempfile.TemporaryDirectory() as folder:
+                if name == "with":
+                    config = config.model_copy(update={"save_steps": 50})
+                else:
+                    config = config.model_copy(update={"guard": False})
+                _, begin, end, _ = peak_of(lambda model=model, config=config, folder=folder, name=name: train(
+                    model, samples, config, model.config.pad_token_id, folder=folder if name == "with" else None))
+                seconds[name] = end - begin
+        shares.append(seconds["with"] / seconds["without"] - 1)
+    return {"share_median": round(statistics.median(shares), 4), "shares": [round(share, 4) for share in shares],
+            "save_steps": 50, "steps": steps}
+
+
+def waste(samples: list) -> dict:
+    """Share of positions that are padding, in one epoch."""
+    lengths = [sample.total_length for sample in samples]
+
+    def of(grouped: bool) -> float:
+        windows = Windows(samples, BATCH, 1, 0, group_by_length=grouped)
+        return padding_waste([[lengths[row] for row in batch] for batch in windows.batches], 1)
+
+    packed = pack(samples, 256)
+    return {"shuffled": round(of(False), 4), "grouped": round(of(True), 4),
+            "packed": round(1 - sum(lengths) / (256 * len(packed)), 4)}
+
+
+def main(words: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60, help="of a training at the tiny size; a quarter at the other")
+    parser.add_argument("--seeds", type=int, default=3, help="turns, each with a seed of its own")
+    parser.add_argument("--threads", type=int, default=1, help="of torch")
+    parser.add_argument("--keep", action="store_true", help="store the result in tests/benchmark/results too")
+    options = parser.parse_args(words)
+    torch.set_num_threads(options.threads)
+    disable_progress_bars()
+    logging.getLogger("finetune_lib").setLevel(logging.ERROR)
+    chats, _ = load_conversations(data_folder() / "instructions" / "train.jsonl")
+    samples, _ = tokenize_all(chats[:2000], load_tokenizer(base_model()), max_length=256)
+    seeds = range(options.seeds)
+    result = {"tiny": compare("tiny", samples, options.steps, seeds),
+              "eight_times": compare("eight_times", samples, max(2, options.steps // 4), seeds),
+              "overhead": overhead(samples, 2 * options.steps, seeds), "profile": profile(samples),
+              "padding_waste": waste(samples), "batch_size": BATCH, "seeds": list(seeds), "threads": options.threads,
+              "machine": machine(), "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0],
+              "date": date.today().isoformat(), "versions": {name: version(name) for name in PACKAGES}}
+    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    for folder in [ROOT / "runs/bench", *([ROOT / "tests/benchmark/results"] if options.keep else [])]:
+        write_json(folder / "train.json", result)
+    return 0
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("default")
+    sys.exit(main(sys.argv[1:]))
