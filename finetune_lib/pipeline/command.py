@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'Config', 'Set', 'Force', 'AsJson', 'HEAD', 'OUT_OF_MEMORY', 'options', 'console', 'show_event', 'words', 'run',
            'open_pipeline', 'show_files', 'prepare', 'stage_until', 'train', 'evaluate', 'merge', 'export',
-           'explain_data', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate', 'fit', 'targets',
-           'doctor', 'init', 'main', 'fail', 'classify']
+           'explain_data', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate', 'doctor', 'init', 'main',
+           'fail', 'classify']
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #5faed282
 import json
@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core import ConfigError, FinetuneError, data_folder
+from .fitting import fit, targets
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #99c5a478
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -62,8 +63,9 @@ def show_event(
     lines = {"stage.started": lambda: f"[bold]{stage}[/bold]  ({', '.join(record['because'])})",
              "stage.skipped": lambda: f"[bold]{stage}[/bold]  nothing changed, kept",
              "stage.finished": lambda: f"  {record['seconds']:.1f} s  {words(record['summary'])}",
+             "profile": lambda: words({key: record[key] for key in ("bottleneck", "share", "advice")}),
              "progress": lambda: f"  {rest()}"}
-    if record["event"] != "stage.failed":  # its error is printed at the end
+    if record["event"] not in ("stage.failed", "step", "run.started"):  # an error is printed at the end
         console().print(lines.get(record["event"], lambda: f"[bold]{record['event']}[/bold]  {rest()}")())
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #388ee6b4
@@ -86,22 +88,30 @@ def run(
     config: Config = None,
     set_: Set = None,
     start: Annotated[str | None, typer.Option("--from", help="Do this stage and all after it again.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings, plan and memory; do nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show settings, plan, memory, time; do nothing.")] = False,
+    trace: Annotated[bool, typer.Option("--profile", help="First trace three steps and name the bottleneck.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """All stages: prepare, baseline, train, evaluate, merge, export, report."""
     if dry_run:
         return show_plan(config, set_ or [])
-    pipeline = open_pipeline(config, set_)
+    pipeline = open_pipeline(config, set_, quiet=as_json)
+    if trace:
+        from finetune_lib.pipeline.rehearsal import profile
+
+        pipeline.log("profile", **profile(pipeline.config, pipeline.folder / "profile"))
     report = pipeline.run(start)
+    if as_json:
+        return typer.echo(json.dumps(report, indent=2))
     show_report(report)
     show_files(pipeline.folder, Path(report["models_at"]["tuned"]))
 
 
-def open_pipeline(config: str | None, overrides: list[str] | None):
+def open_pipeline(config: str | None, overrides: list[str] | None, quiet: bool = False):
     """The pipeline of a configuration, its events on the terminal."""
     from finetune_lib.pipeline.run import FineTuningPipeline
 
-    return FineTuningPipeline(config, overrides or [], show_event)
+    return FineTuningPipeline(config, overrides or [], None if quiet else show_event)
 
 
 def show_files(folder: Path, model: Path) -> None:
@@ -204,12 +214,16 @@ def show_plan(
     config: str | None,
     overrides: list[str],
 ) -> None:
-    """Settings with their origin, stages that would run, estimated memory."""
+    """Settings with their origin, stages that would run, estimated memory, measured time."""
     from finetune_lib.pipeline.config import flat, load_config, origins
-    from finetune_lib.pipeline.doctor import memory_at_hand
+    from finetune_lib.pipeline.doctor import at_hand, memory_at_hand
     from finetune_lib.pipeline.manifest import plan
+    from finetune_lib.pipeline.reading import check
+    from finetune_lib.pipeline.rehearsal import time_at_hand
 
     resolved, out = load_config(config, overrides), console()
+    if at_hand(resolved.model.name_or_path):
+        check(resolved)
     values = flat(resolved.model_dump(mode="json"))
     out.print("[bold]settings[/bold] (all others have their default)")
     for name, origin in origins(config, overrides).items():
@@ -220,9 +234,10 @@ def show_plan(
     for name, because in plan(resolved, resolved.output.folder).items():
         why = f"run, {', '.join(because[:4])}" if because else "kept, nothing changed"
         out.print(f"  {name:9} {why}", markup=False)
-    out.print("[bold]memory[/bold]")
-    for line in memory_at_hand(resolved).splitlines():
-        out.print(f"  {line}", markup=False)
+    for title, text in (("memory", memory_at_hand(resolved)), ("time", time_at_hand(resolved))):
+        out.print(f"[bold]{title}[/bold]")
+        for line in text.splitlines():
+            out.print(f"  {line}", markup=False)
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #540d6787
 def show_report(
@@ -271,11 +286,12 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="A longer answer is cut here.")] = 64,
 ) -> None:
     """Ask a model, with its own chat template; greedy, so that the same question has the same answer."""
+    from finetune_lib.pipeline.doctor import reachable
     from finetune_lib.pipeline.run import answer, load_any
 
     if file and not file.is_file():
         raise ConfigError(f"the file of questions {str(file)!r} does not exist; check the path")
-    loaded = load_any(model)
+    loaded = load_any(reachable(model))
     if prompt is not None or file:
         lines = [prompt] if prompt is not None else file.read_text(encoding="utf-8").splitlines()
         for reply in answer(*loaded, [line for line in lines if line.strip()], system, max_new_tokens):
@@ -285,45 +301,19 @@ def generate(
         typer.echo(answer(*loaded, [line.strip()], system, max_new_tokens)[0])
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #ea2f2c67
-@app.command()
-def fit(
-    config: Config = None,
-    set_: Set = None,
-    card: Annotated[str | None, typer.Option(help="A card by name (T4, A100-80GB …): does it fit there?")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """How much memory the training of a configuration takes, part by part, and whether it fits a card."""
-    from dataclasses import asdict
-
-    from finetune_lib.pipeline.config import load_config
-    from finetune_lib.pipeline.doctor import memory_needed
-
-    needed = memory_needed(load_config(config, set_ or []), card)
-    typer.echo(json.dumps(asdict(needed), indent=2) if as_json else str(needed))
-
-
-@app.command()
-def targets(
-    model: Annotated[str | None, typer.Argument(help="A model's folder or name; without it, the course's.")] = None,
-    choice: Annotated[str, typer.Option(help="all-linear, attention, mlp, or a regular expression.")] = "all-linear",
-    rank: Annotated[int, typer.Option("--rank", "-r", min=1)] = 8,
-) -> None:
-    """Which layers an adapter would be put on, and how many parameters it would have."""
-    from finetune_lib.pipeline.doctor import adapter_size
-
-    for name, (layers, parameters) in adapter_size(model, choice, rank).items():
-        typer.echo(f"{name:24} {layers:5} layers {parameters:12,} parameters")
+app.command()(fit)
+app.command()(targets)
 
 
 @app.command()
 def doctor(
-    run_folder: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run's folder to look into.")] = None,
+    run_folder: Annotated[str | None, typer.Argument(metavar="[RUN|CONFIG]", help="A run, or settings.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is wrong here, why, and what mends it: on this machine, or in a run's folder."""
-    from finetune_lib.pipeline.doctor import examine_machine, examine_run
+    """What is wrong, why, and what mends it: on this machine, in a run's folder, or with a configuration here."""
+    from finetune_lib.pipeline.doctor import examine
 
-    findings = examine_run(Path(run_folder)) if run_folder else examine_machine()
+    findings = examine(run_folder)
     if as_json:
         typer.echo(json.dumps([finding.to_dict() for finding in findings], indent=2))
     else:
@@ -338,7 +328,8 @@ def init(
     output: Annotated[Path, typer.Argument(help="The file to write.")] = Path("finetune.yaml"),
     model: Annotated[str, typer.Option(help="A model's folder or name on the hub.")] = "{data}/base",
     data: Annotated[str, typer.Option(help="Your data file.")] = "{data}/instructions/raw.jsonl",
-    method: Annotated[str, typer.Option(help="lora, or qlora for a base in 4 bits.")] = "lora",
+    method: Annotated[str, typer.Option(help="lora, qlora for a base in 4 bits, or full for all weights.")] = "lora",
+    card: Annotated[str | None, typer.Option(help="A card by name (T4 …): micro-batches that fit it.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.")] = False,
 ) -> None:
     """Write a commented configuration for a model and a data file."""
@@ -347,7 +338,7 @@ def init(
 
     if output.exists() and not force:
         raise ConfigError(f"{output} is there already; name another file, or overwrite it with --force")
-    text = starter(model, data, method)
+    text = starter(model, data, method, card)
     validated(read_yaml(text, str(output)), str(output))
     output.write_text(text, encoding="utf-8")
     typer.echo(f"wrote {output}; next: finetune run {output} --dry-run")
@@ -374,7 +365,7 @@ def main(
         if debug:
             raise
         return fail(str(error), error.exit_code)
-    except (MemoryError, RuntimeError, OSError) as error:
+    except Exception as error:  # what we did not foresee is one line too
         if debug:
             raise
         return fail(*classify(error))

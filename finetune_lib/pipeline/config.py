@@ -140,7 +140,7 @@ SHORT_FORMS = {"model": "name_or_path", "data": "train", "output": "folder"}
 class FinetuneConfig(Section):
     """Everything that decides a run. Two runs with equal configurations and equal files do the same."""
 
-    method: Literal["lora", "qlora"] = "lora"  # qlora: the frozen base in 4 bits
+    method: Literal["lora", "qlora", "full"] = "lora"  # qlora: the frozen base in 4 bits; full: all weights, no adapter
     model: ModelSection
     data: DataSection
     lora: LoRASection = LoRASection()
@@ -190,7 +190,9 @@ def explain(
     if error["type"] == "missing":
         return f"{where} is missing; give it in the file, or with --set {where}=…"
     reason = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
-    return f"{where}: {reason}" if error["type"] == "value_error" else f"{where}: {reason}, got {error['input']!r}"
+    if error["type"] == "value_error":
+        return f"{where}: {reason}"
+    return f"{where}: {reason}, got {error['input']!r}; put it right in the file, or with --set {where}=…"
 
 
 def validated(

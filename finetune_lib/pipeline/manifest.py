@@ -37,8 +37,8 @@ NEEDS = {  # stage → earlier stage → its files that are read
     "prepare": {},
     "baseline": {"prepare": ("test.jsonl", "general.jsonl", "chat_template.jinja")},
     "train": {"prepare": ("train.parquet", "validation.parquet", "replay.parquet")},
-    "evaluate": {"prepare": ("test.jsonl", "general.jsonl", "chat_template.jinja"), "train": ("adapter/*",)},
-    "merge": {"prepare": ("test.jsonl", "chat_template.jinja"), "train": ("adapter/*",)},
+    "evaluate": {"prepare": ("test.jsonl", "general.jsonl", "chat_template.jinja"), "train": ("adapter/*", "model/*")},
+    "merge": {"prepare": ("test.jsonl", "chat_template.jinja"), "train": ("adapter/*", "model/*")},
     "export": {"prepare": ("test.jsonl", "chat_template.jinja"), "merge": ("model/*",),
                "baseline": ("evaluation.json",), "evaluate": ("evaluation.json",)},
 }
@@ -79,8 +79,8 @@ def stage_inputs(
     """Everything that decides the stage's result: settings, hashes of files, and of what earlier stages handed over."""
     settings = flat(config.model_dump(mode="json"))
     inputs = {key: value for key, value in settings.items() if key.startswith(SETTINGS[name]) and key not in PATHS}
-    if config.method != "qlora":
-        inputs = {key: value for key, value in inputs.items() if not key.startswith("quantization.")}
+    unread = {"qlora": (), "lora": ("quantization.",), "full": ("quantization.", "lora.")}[config.method]
+    inputs = {key: value for key, value in inputs.items() if not key.startswith(unread)}
     if name == "prepare":
         inputs |= {key: sha256(path) for key, path in data_files(config).items()}
         inputs |= model_hashes(config.model.name_or_path, TOKENIZER_FILES)
@@ -142,7 +142,7 @@ def stage(
             log("stage.skipped", stage=name, summary=manifest["summary"])
             return manifest
         log("stage.started", stage=name, because=because[:5])
-        out = unfinished(folder / f"{name}.partial", inputs, keep=not force)
+        out = unfinished(folder / f"{name}.partial", inputs, keep=name == "train" and not force)
         started, monitor = time.perf_counter(), MemoryMonitor()
         with monitor.stage(name):
             summary = work(config, folder, out, log)
@@ -162,7 +162,7 @@ def stage(
 def unfinished(
     out: Path,  # NAME.partial
     inputs: dict[str, Any],
-    keep: bool = True,  # go on with what an interrupted run of the same inputs left
+    keep: bool = True,  # go on with what an interrupted run of the same inputs left: only training can
 ) -> Path:
     """The folder a stage works in."""
     marker = out / "inputs.json"

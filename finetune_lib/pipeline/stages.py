@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['prepare', 'held_out', 'measure', 'baseline', 'device_of', 'load_evaluation', 'base_of_training', 'quantization_of',
-           'train', 'progress', 'evaluate', 'merge', 'some_prompts', 'export']
+           'trainable', 'save_trained', 'train', 'progress', 'watch', 'memory_share', 'evaluate', 'tuned', 'merge',
+           'some_prompts', 'rounded', 'export']
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #def7daa5
 import shutil
@@ -15,20 +16,19 @@ from typing import Any
 
 from ..core import DataError, best_device, read_json, seed_everything, write_json
 from .config import FinetuneConfig
-from .manifest import stage
-from .reading import read_parts, read_tokens, tokenizer_of, write_tokens
+from .manifest import read_manifest, stage
+from .reading import read_parts, read_tokens, tokenizer_of, vocabulary_of, write_tokens
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #20b4f9ac
 @stage
 def prepare(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> dict:
     """Raw files → conversations and masked tokens for train, validation and test; problems → quarantine.jsonl."""
-    from finetune_lib.data.batches import leak_report
     from finetune_lib.data.chat import tokenize_text
     from finetune_lib.data.quality import write_quarantine
     from finetune_lib.data.records import load_text, write_conversations
 
     tokenizer, data = tokenizer_of(config), config.data
-    parts, read = read_parts(config, tokenizer)
+    parts, read, leaks = read_parts(config, tokenizer, folder / "cache")
     for name, (conversations, samples) in parts.items():
         write_conversations(out / f"{name}.jsonl", conversations)
         write_tokens(out / f"{name}.parquet", samples)
@@ -38,13 +38,15 @@ def prepare(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> d
         write_tokens(out / "replay.parquet", tokenize_text(load_text(data.replay), tokenizer, data.max_length))
     if data.general:
         shutil.copyfile(data.general, out / "general.jsonl")
-    leaks = leak_report(parts["train"][0], parts["test"][0])
-    leaked = sorted({pair[1] for pair in (*leaks.exact, *leaks.near)})
+    write_json(out / "leaks.json", {pair: asdict(report) for pair, report in leaks.items()})
+    found = leaks.get("train → test")
+    leaked = sorted({pair[1] for pair in (*found.exact, *found.near)}) if found else []
     accounts = {name: asdict(part.accounting) for name, part in read.items()}
     write_json(out / "accounting.json", {"files": accounts, "leaked": leaked})
     for name, account in accounts.items():
         log("data", of=name, **{key: account[key] for key in ("read", "kept", "quarantined", "removed")})
-    return {name: len(samples) for name, (_, samples) in parts.items()} | {"leaked": len(leaked)}
+    counts = {name: len(samples) for name, (_, samples) in parts.items()}
+    return counts | {"leaked": len(leaked), "vocabulary": vocabulary_of(config, tokenizer)}
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #d4ba905b
 def held_out(
@@ -137,24 +139,47 @@ def quantization_of(config: FinetuneConfig):
     chosen = QuantizationConfig(**config.quantization.model_dump(exclude={"backend"}))
     return chosen if config.method == "qlora" else None
 
+# %% ../../nbs/06_pipeline/04_stages.ipynb #01741c18
+def trainable(config: FinetuneConfig):
+    """The base with what is trained on it: an adapter, or with `method: full` all of its own weights."""
+    from finetune_lib.lora.adapter import LoRAConfig, attach_lora
+    from finetune_lib.qlora.loading import prepare_for_training
+
+    seed_everything(config.training.seed)
+    model = prepare_for_training(base_of_training(config), config.training.gradient_checkpointing)
+    if config.method == "full":
+        return model.requires_grad_(True)
+    return attach_lora(model, LoRAConfig(**config.lora.model_dump(exclude={"backend"})), backend=config.lora.backend)
+
+
+def save_trained(model, tokenizer, config: FinetuneConfig, out: Path) -> None:
+    """The adapter in out/adapter, or the whole model in out/model."""
+    from finetune_lib.lora.adapter import save_adapter
+    from finetune_lib.qlora.loading import quiet_loading
+
+    if config.method != "full":
+        save_adapter(model, out / "adapter")
+        return
+    with quiet_loading():
+        model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+
 # %% ../../nbs/06_pipeline/04_stages.ipynb #0c1adc8e
 @stage
 def train(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> dict:
     """Base + tokens → adapter, in PEFT's format; metrics and checkpoints beside it."""
-    from finetune_lib.lora.adapter import LoRAConfig, attach_lora, save_adapter
-    from finetune_lib.qlora.loading import prepare_for_training
     from finetune_lib.training import loop
 
     tokens = {name: read_tokens(folder / "prepare" / f"{name}.parquet") for name in ("train", "validation", "replay")}
-    seed_everything(config.training.seed)
-    model = prepare_for_training(base_of_training(config), config.training.gradient_checkpointing)
-    model = attach_lora(model, LoRAConfig(**config.lora.model_dump(exclude={"backend"})), backend=config.lora.backend)
-    result = loop.train(model, tokens["train"], config.training, tokenizer_of(config).pad_token_id,
+    tokenizer = tokenizer_of(config)
+    vocabulary_of(config, tokenizer, read_manifest(folder, "prepare")["summary"]["vocabulary"])
+    model = trainable(config)
+    result = loop.train(model, tokens["train"], config.training, tokenizer.pad_token_id,
                         eval_samples=tokens["validation"] or None, replay=tokens["replay"] or None, folder=out,
-                        callbacks=[progress(log)])
+                        callbacks=[progress(log), watch(log)])
     if result.stopped_by.startswith("SIG"):
         raise KeyboardInterrupt(f"training stopped after step {result.steps}; the same command goes on from there")
-    save_adapter(model, out / "adapter")
+    save_trained(model, tokenizer, config, out)
     last = round(result.evaluations[-1].eval_loss, 4) if result.evaluations else None
     return {"steps": result.steps, "loss": round(result.history[-1].loss, 4), "eval_loss": last,
             "stopped_by": result.stopped_by, "tokens": result.tokens, "training_seconds": round(result.seconds, 2)}
@@ -164,23 +189,67 @@ def progress(
     log: Callable,
     every: int = 20,  # steps between two lines
 ) -> Callable[[str, Any], None]:
-    """A callback of the loop that passes every so many steps, and all that is out of the ordinary, on to the log."""
+    """A callback of the loop: every so many steps, events, and the steps after an event go to the log."""
+    dense = 5  # steps from here on are logged one by one: the first five, and five after an event
+
     def tell(kind: str, record: Any) -> None:
+        nonlocal dense
+        if kind == "step" and record.step <= dense:
+            log("step", stage="train", step=record.step, loss=record.loss, grad_norm=record.grad_norm)
         if kind == "step" and record.step % every == 0:
             log("progress", stage="train", step=record.step, loss=record.loss, learning_rate=record.learning_rate,
                 grad_norm=record.grad_norm, replay_loss=record.replay_loss)
         elif kind == "event":
+            dense = record["step"] + 5
             log("training.event", **{"of" if key == "event" else key: value for key, value in record.items()})
     return tell
+
+# %% ../../nbs/06_pipeline/04_stages.ipynb #06606306
+def watch(
+    log: Callable,
+    fullest: float = 0.95,  # share of memory from which an alert is given
+    rise: float = 1.2,  # of validation perplexity over its best
+) -> Callable[[str, Any], None]:
+    """A callback of the loop that gives alerts."""
+    best, told = float("inf"), False
+
+    def tell(kind: str, record: Any) -> None:
+        nonlocal best, told
+        if kind == "step" and not told and (share := memory_share()) > fullest:
+            told = True
+            log("alert", of="memory", stage="train", step=record.step, share=round(share, 3))
+        elif kind == "evaluation":
+            if record.perplexity > rise * best:
+                log("alert", of="perplexity", stage="train", step=record.eval_step, best=best, now=record.perplexity)
+            best = min(best, record.perplexity)
+    return tell
+
+# %% ../../nbs/06_pipeline/04_stages.ipynb #54c8c3fd
+def memory_share() -> float:
+    """Share of the GPU's memory that is taken, or of the machine's."""
+    import psutil
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return 1 - free / total
+    return psutil.virtual_memory().percent / 100
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #cb50d88e
 @stage
 def evaluate(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> dict:
-    """The tuned model, from its saved adapter, under the protocol of the baseline."""
-    from finetune_lib.lora.adapter import load_adapter
+    """The tuned model, from its saved files, under the protocol of the baseline."""
+    return measure(tuned(config, folder), config, folder, out)
 
-    model = load_adapter(base_of_training(config), folder / "train" / "adapter", backend=config.lora.backend)
-    return measure(model, config, folder, out)
+# %% ../../nbs/06_pipeline/04_stages.ipynb #a4bed932
+def tuned(config: FinetuneConfig, folder: Path):
+    """The tuned model as training saved it: base and adapter, or with method full the whole model."""
+    from finetune_lib.lora.adapter import load_adapter
+    from finetune_lib.qlora.loading import load_base
+
+    if config.method == "full":
+        return load_base(folder / "train" / "model", dtype=config.model.dtype, device=device_of(config))
+    return load_adapter(base_of_training(config), folder / "train" / "adapter", backend=config.lora.backend)
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #9d1dba71
 @stage
@@ -188,6 +257,9 @@ def merge(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> dic
     """Base + adapter → one plain model; saved only when it answers like the adapted one."""
     from finetune_lib.evaluation.merge import merge_folder
 
+    if config.method == "full":
+        check = rounded(config, folder, out / "model")
+        return {"difference": check.difference, "allowed": check.tolerance, "equal_answers": check.greedy_agreement}
     check = merge_folder(config.model.name_or_path, folder / "train" / "adapter", out / "model",
                          quantization=quantization_of(config), backend=config.quantization.backend,
                          dtype=config.merge.dtype, prompts=some_prompts(config, folder))
@@ -204,6 +276,20 @@ def some_prompts(
 
     tokenizer, conversations, *_ = held_out(config, folder)
     return [prompt_ids(chat, tokenizer)[0] for chat in conversations[:count]]
+
+# %% ../../nbs/06_pipeline/04_stages.ipynb #203655ef
+def rounded(config: FinetuneConfig, folder: Path, out: Path):
+    """The model of a full fine-tuning in the type it is handed over in, compared with what was trained."""
+    from finetune_lib.evaluation.merge import behavior, verify_merge
+    from finetune_lib.qlora.loading import load_base, quiet_loading
+
+    wanted = behavior(tuned(config, folder), some_prompts(config, folder), {})
+    model = load_base(folder / "train" / "model", dtype=config.merge.dtype, device="cpu")
+    check = verify_merge(model, wanted).require()
+    with quiet_loading():
+        model.save_pretrained(out)
+    tokenizer_of(config).save_pretrained(out)
+    return check
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #62fd78d8
 @stage

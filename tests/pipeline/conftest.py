@@ -19,6 +19,12 @@ def settings(tmp_path):
     return lambda *more, folder="run": [*SMALL, f"output={tmp_path / folder}", *more]
 
 
+@pytest.fixture(scope="session")
+def small():
+    """The same overrides, for a folder of the test's own choice."""
+    return list(SMALL)
+
+
 def random_model(family: str):
     """A model of two layers with random weights and the base's vocabulary."""
     import torch

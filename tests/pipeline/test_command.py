@@ -6,49 +6,8 @@ import sys
 import pytest
 
 from finetune_lib.pipeline.command import classify, main
-
-
-@pytest.mark.parametrize("line, code, said", [
-    ("run tiiny", 2, "did you mean 'tiny'"),
-    ("run nowhere.yaml", 2, "does not exist"),
-    ("run --set lora.r=0", 2, "rank must be at least 1"),
-    ("run --set lora.rank=4", 2, "did you mean 'r'"),
-    ("run --set training.learnin_rate=1", 2, "learning_rate"),
-    ("run --from trian", 2, "did you mean 'train'"),
-    ("run --set model=./nowhere", 2, "does not exist"),
-    ("run --set lora.target_modules=[q_prj]", 2, "did you mean 'q_proj'"),
-    ("run --set data.template=nobody", 2, "template"),
-    ("run --set data=nowhere.csv", 3, "no such data file"),
-    ("run --set data.test=nowhere.jsonl", 3, "no such data file"),
-    ("prepare --explain nowhere.csv", 3, "no such data file"),
-    ("prepare --explain empty.jsonl", 3, "empty"),
-    ("prepare --explain notes.docx", 3, "must end in"),
-    ("prepare --explain text.jsonl", 3, "can be trained on"),
-    ("prepare --explain pairs.jsonl", 3, "can be trained on"),
-    ("prepare --explain", 2, "needs a data file"),
-    ("generate ./nowhere hello", 2, "does not exist"),
-    ("generate . hello --file nowhere.txt", 2, "does not exist"),
-    ("doctor .", 2, "must hold config.yaml"),
-    ("targets --choice nonsense", 2, "nonsense"),
-    ("fit --card abacus", 2, "abacus"),
-    ("init mine.yaml", 2, "is there already"),
-    ("init new.yaml --method magic", 2, "'lora' or 'qlora'"),
-])
-def test_each_mistake_has_its_code_and_one_line(line, code, said, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name, text in {"empty.jsonl": "", "notes.docx": "x", "text.jsonl": '{"text": "Once"}\n', "mine.yaml": "a: 1",
-                       "pairs.jsonl": '{"prompt": "p", "chosen": "c", "rejected": "r"}\n'}.items():
-        (tmp_path / name).write_text(text)
-    assert main([*line.split(), *(["--set", "output=run"] if line.startswith("run") else [])]) == code
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and said in err and "Traceback" not in err
-    assert not (tmp_path / "run" / "prepare").exists()
-
-
-def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match="did you mean 'tiny'"):
-        main(["run", "tiiny", "--debug"])
+from finetune_lib.pipeline.config import load_config
+from finetune_lib.pipeline.doctor import memory_needed
 
 
 def test_help_lists_every_command_without_torch():
@@ -68,29 +27,47 @@ def test_memory_that_ran_out_names_the_setting_to_change():
 
 def test_dry_run_shows_origin_and_plan_and_makes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["run", "--dry-run", "--set", "lora.r=4"]) == 0
+    assert main(["run", "--dry-run", "--set", "lora.r=4", "--set", "data.limit=40"]) == 0
     out = capsys.readouterr().out
     assert "lora.r = 4  (--set)" in out and "prepare   run, never finished" in out and "total" in out
+    assert "training about" in out and "230 steps of" in out
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", "qwen-0.5b mistral-7b-qlora llama-7b-qlora phi-2 gpt2 csv alpaca sharegpt".split())
+READY = "qwen-0.5b mistral-7b-qlora llama-7b-qlora phi-2 gpt2 csv alpaca sharegpt dolly openassistant".split()
+
+
+@pytest.mark.parametrize("name", READY)
 def test_ready_configs_pass_a_dry_run_offline(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", name, "--dry-run"]) == 0
     assert "memory" in capsys.readouterr().out
 
 
-def test_init_writes_a_file_that_passes_a_dry_run(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("data", ["alpaca.json", "sharegpt.json", "dolly.jsonl", "openassistant.jsonl",
+                                  "instructions.csv", "instructions.parquet"])
+def test_init_writes_a_file_that_passes_a_dry_run_for_each_kind_of_data(data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["init", "mine.yaml"]) == 0 and main(["run", "mine.yaml", "--dry-run"]) == 0
-    assert "lora.r = 16  (mine.yaml)" in capsys.readouterr().out
+    assert main(["init", "mine.yaml", "--data", f"{{data}}/instructions/samples/{data}"]) == 0
+    assert "#" in (tmp_path / "mine.yaml").read_text()
+    assert main(["run", "mine.yaml", "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert "lora.r = 16  (mine.yaml)" in out and "training about" in out
+
+
+@pytest.mark.parametrize("method, card", [("lora", "T4"), ("qlora", "RTX 3060"), ("full", "A100 80GB")])
+def test_init_takes_a_card_and_writes_batches_that_fit_it(method, card, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init", "mine.yaml", "--method", method, "--card", card]) == 0
+    config = load_config("mine.yaml", environment={})
+    assert config.method == method and config.training.effective_batch_size == 16
+    assert memory_needed(config, card).fits
 
 
 def test_targets_count_what_the_adapter_will_have(capsys):
     assert main(["targets", "--choice", "attention", "-r", "8"]) == 0
-    last = capsys.readouterr().out.splitlines()[-1]
-    assert last.startswith("all") and "parameters" in last
+    total, verdict = capsys.readouterr().out.splitlines()[-2:]
+    assert total.split() == ["all", "24", "43,008"] and verdict.startswith("peft's default for llama is ours")
 
 
 def test_a_finished_run_answers_and_is_examined(finished, capsys, tmp_path):
@@ -100,3 +77,44 @@ def test_a_finished_run_answers_and_is_examined(finished, capsys, tmp_path):
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["doctor", str(finished.folder), "--json"]) in (0, 1)
     assert {"level", "symptom", "evidence", "cause", "fix"} == set(json.loads(capsys.readouterr().out)[0])
+
+
+def test_json_is_all_that_stands_on_the_standard_output(finished, capsys):
+    """What a program reads must parse from its first byte to its last."""
+    settings = ["--set", f"output={finished.folder}"]
+    config = str(finished.folder / "config.yaml")
+    for line in (["run", config, *settings, "--json"], ["fit", config, "--json"], ["doctor", "--json"],
+                 ["doctor", str(finished.folder), "--json"]):
+        main(line)
+        assert json.loads(capsys.readouterr().out), line
+
+
+COMMANDS = "run prepare train evaluate merge export generate fit doctor init targets demo".split()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_teaches_what_it_does(name, capsys):
+    assert main([name, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"finetune {name}" in out and len(out.split()) > 40
+
+
+@pytest.mark.parametrize("words, wanted", [("finetune tr", "train"), ("finetune run --dr", "--dry-run"),
+                                           ("finetune do", "doctor")])
+def test_the_shell_completes_commands_and_options(words, wanted, monkeypatch, capsys):
+    """What bash asks when somebody presses the tabulator."""
+    monkeypatch.setenv("_FINETUNE_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split()) - 1))
+    main([])
+    assert wanted in capsys.readouterr().out.split()
+
+
+def test_a_run_with_profile_names_its_bottleneck(settings, tmp_path, capsys):
+    line = [word for one in settings("data.test=null", "data.validation=null") for word in ("--set", one)]
+    assert main(["run", *line, "--profile"]) == 0
+    assert "bottleneck" in capsys.readouterr().out
+    trace = json.loads((tmp_path / "run" / "profile" / "trace.json").read_text())
+    found = json.loads((tmp_path / "run" / "profile" / "profile.json").read_text())
+    assert {event.get("name") for event in trace["traceEvents"]} >= {one["name"] for one in found["operations"][:3]}
+    assert found["advice"] and 0 < found["share"] <= 1

@@ -59,7 +59,7 @@ def test_yaml_keeps_no_as_a_word_and_reads_exponents_as_numbers():
     ("lora.rank=4", "did you mean 'r'"), ("training.learnin_rate=1", "learning_rate"),
     ("lora.r=0", "rank must be at least 1"),
     ("foo.bar=1", "unknown setting foo"), ("model", "section.name=value"), ("data.ratios=[0.5, 0.5, 0.5]", "sum 1.5"),
-    ("method=dora", "'lora' or 'qlora'"), ("training.learning_rate=fast", "valid number"),
+    ("method=dora", "'lora', 'qlora' or 'full'"), ("training.learning_rate=fast", "valid number"),
     ("lora.target_modules=[]", "at least one"),
     ("training.warmup_steps=1000", "below max_steps"), ("quantization.quant_type=int3", "'nf4' or 'fp4'"),
     ("data.max_length=1", "greater than or equal to 8"), ("lora.r=[1", "must be YAML"),

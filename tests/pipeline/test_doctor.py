@@ -1,92 +1,83 @@
-"""The doctor: each symptom is provoked in a copy of a finished run, and named."""
-import json
-import shutil
+"""The doctor on a machine: each part is broken for real where that can be done, and named with what mends it."""
+import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
-from safetensors.torch import load_file, save_file
 
-from finetune_lib.core import read_json, write_json
-from finetune_lib.pipeline.doctor import adapter_size, check_four_bits, check_packages, examine_run
+from finetune_lib.pipeline.config import load_config
+from finetune_lib.pipeline.doctor import (
+    adapter_size,
+    check_config,
+    check_four_bits,
+    check_hardware,
+    check_packages,
+    examine_machine,
+)
 
-
-def metrics(folder, **columns):
-    """Write a training's records with these columns."""
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-    (folder / "train" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def interrupted(folder):
-    (folder / "train.partial").mkdir()
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="/proc: a place that even root cannot write to")
 
 
-def edited(folder):
-    (folder / "evaluate" / "evaluation.json").write_text("{")
-
-
-def losing(folder):
-    path = folder / "prepare" / "accounting.json"
-    value = read_json(path)
-    value["files"]["train"] |= {"read": 100, "kept": 10, "quarantined": {"too_long": 90}}
-    write_json(path, value)
-
-
-def leaking(folder):
-    path = folder / "prepare" / "accounting.json"
-    write_json(path, read_json(path) | {"leaked": ["test-1"]})
-
-
-def untrained(folder):
-    metrics(folder, step=[1, 2], loss=[7.6, 7.5], grad_norm=[1.0, 1.0])
-
-
-def stuck(folder):
-    metrics(folder, step=range(30), loss=[3.0] * 30, grad_norm=[1.0] * 30)
-
-
-def jumping(folder):
-    metrics(folder, step=range(30), loss=[3 - 0.1 * n for n in range(30)], grad_norm=[1.0] * 20 + [50.0] * 10)
-
-
-def idle(folder):
-    path = folder / "train" / "adapter" / "adapter_model.safetensors"
-    save_file({name: tensor * ("lora_B" not in name) for name, tensor in load_file(path).items()}, path)
-
-
-def memorized(folder):
-    losses = [1.0, 0.5, 0.9]
-    text = "".join(json.dumps({"eval_loss": loss}) + "\n" for loss in losses)
-    (folder / "train" / "evaluations.jsonl").write_text(text)
-
-
-def answering(folder, **changed):
-    """Change every answer of the tuned model."""
-    path = folder / "evaluate" / "evaluation.json"
-    value = read_json(path)
-    for one in value["tasks"]["predictions"]:
-        one.update(changed)
-    write_json(path, value)
-
-
-SICK = [(interrupted, "a stage did not finish"), (edited, "changed after they were written"),
-        (losing, "many rows were not used"),
-        (leaking, "held-out questions stand in the training data"), (untrained, "starts like an untrained model"),
-        (stuck, "nothing was learned"), (jumping, "gradients jump"), (idle, "adapters that never moved"),
-        (memorized, "learned by heart"), (lambda folder: answering(folder, stopped=False), "the answers do not stop"),
-        (lambda folder: answering(folder, prediction=""), "empty answers")]
-
-
-@pytest.mark.parametrize("harm, symptom", SICK, ids=[symptom.replace(" ", "-") for _, symptom in SICK])
-def test_each_symptom_is_named(finished, tmp_path, harm, symptom):
-    folder = tmp_path / "run"
-    shutil.copytree(finished.folder, folder)
-    harm(folder)
-    found = [finding for finding in examine_run(folder) if symptom in finding.symptom]
-    assert len(found) == 1 and found[0].evidence and found[0].cause and found[0].fix
+def bad(findings):
+    return {finding.symptom: finding for finding in findings if finding.level != "ok"}
 
 
 def test_the_libraries_of_this_environment_are_in_the_tested_range():
-    assert [finding for finding in check_packages() if finding.level != "ok"] == []
+    assert bad(check_packages()) == {}
     assert check_four_bits().level == "ok"
+
+
+def test_bitsandbytes_that_is_not_there_is_named_with_the_command_that_brings_it(monkeypatch):
+    from importlib import metadata
+
+    real = metadata.version
+
+    def version(name):
+        if name == "bitsandbytes":
+            raise PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # what makes `import bitsandbytes` fail
+    found = bad(examine_machine())
+    assert found["bitsandbytes"].fix.startswith("pip install 'bitsandbytes") and ">=" in found["bitsandbytes"].fix
+    assert "is not installed" in found["bitsandbytes"].evidence
+    assert "quantization.backend=own" in found["4 bits"].fix and found["4 bits"].cause
+
+
+def test_an_old_transformers_is_named_with_the_range_that_was_tested(tmp_path, monkeypatch):
+    note = tmp_path / "transformers-4.40.0.dist-info"
+    note.mkdir()
+    (note / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 4.40.0\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = bad(check_packages())["transformers"]
+    assert found.evidence == "4.40.0" and "tested with" in found.cause
+    assert found.fix.startswith("pip install 'transformers")
+
+
+@only_linux
+def test_a_folder_that_cannot_be_written_to_is_named(monkeypatch):
+    monkeypatch.chdir("/proc")
+    found = bad(check_hardware())["folder"]
+    assert found.level == "error" and "/proc cannot be written to" in found.evidence and "cd " in found.fix
+
+
+@only_linux
+def test_a_disk_without_room_is_named(monkeypatch):
+    monkeypatch.chdir("/proc")  # a file system without a single free block
+    found = bad(check_hardware())["disk"]
+    assert found.level == "error" and found.evidence == "0.0 GiB free" and "rm -r runs/" in found.fix
+
+
+@pytest.mark.parametrize("override", ["model.dtype=float16", "training.mixed_precision=fp16"])
+def test_float16_on_a_processor_is_named_with_the_settings_that_mend_it(override):
+    found = bad(check_config(load_config("tiny", [override, "training.use_cpu=true"], {}), "tiny"))["precision"]
+    assert found.level == "error" and "--set model.dtype=float32" in found.fix
+    assert bad(check_config(load_config("tiny", ["training.use_cpu=true"], {}), "tiny")) == {}
+
+
+def test_a_training_that_cannot_fit_is_named_before_it_starts():
+    huge = load_config("tiny", ["training.per_device_train_batch_size=1000000", "training.use_cpu=true"], {})
+    assert "GiB needed" in bad(check_config(huge, "tiny"))["memory"].evidence
 
 
 def test_an_adapter_has_r_times_in_plus_out_parameters():

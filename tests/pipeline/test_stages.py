@@ -27,24 +27,7 @@ def test_a_second_run_does_nothing(finished):
     seen = []
     again = FineTuningPipeline(finished.config, listen=seen.append)
     again.run()
-    assert [record["event"] for record in seen] == ["stage.skipped"] * len(STAGES)
-
-
-@pytest.mark.parametrize("section, name, value, first", [
-    ("data", "max_length", 300, list(STAGES)),
-    ("data", "limit", 40, list(STAGES)),
-    ("evaluation", "max_new_tokens", 5, ["baseline", "evaluate", "export"]),
-    ("evaluation", "limit", 3, ["baseline", "evaluate", "export"]),
-    ("training", "learning_rate", 1e-4, ["train", "evaluate", "merge", "export"]),
-    ("training", "seed", 7, ["train", "evaluate", "merge", "export"]),
-    ("lora", "r", 2, ["train", "evaluate", "merge", "export"]),
-    ("lora", "backend", "own", ["train", "evaluate", "merge", "export"]),
-    ("method", None, "qlora", ["train", "evaluate", "merge", "export"]),
-    ("quantization", "double_quant", False, []),  # not read by a LoRA run
-    ("merge", "dtype", "bfloat16", ["merge", "export"]),
-])
-def test_a_changed_setting_runs_exactly_what_reads_it(finished, section, name, value, first):
-    assert run_again(finished, (section, name, value)) == first
+    assert [record["event"] for record in seen] == ["run.started", *["stage.skipped"] * len(STAGES)]
 
 
 def test_a_moved_file_changes_nothing_and_an_edited_one_does(finished, tmp_path):
