@@ -227,9 +227,9 @@ def targets(
 ) -> None:
     """Which layers an adapter would be put on, what they do, the parameters it would have, and what peft would take."""
     from finetune_lib.core import base_model
-    from finetune_lib.pipeline.doctor import adapter_size
+    from finetune_lib.pipeline.doctor import adapter_size, reachable
 
-    roles, theirs, verdict = against_peft(model or base_model())
+    roles, theirs, verdict = against_peft(reachable(str(model or base_model())))
     typer.echo(f"{'layer':24} {'role':8} {'layers':>6} {'parameters':>12}  in peft's default")
     for name, (layers, parameters) in adapter_size(model, choice, rank).items():
         mark = "yes" if name in theirs else ""

@@ -56,6 +56,7 @@ MISTAKES = [
     ("run --set model=nobody/nothing", 2, "HF_HUB_OFFLINE"),
     ("fit --set model=nobody/nothing", 2, "HF_HUB_OFFLINE"),
     ("fit --card T4 --set model=nobody/nothing", 2, "HF_HUB_OFFLINE"),
+    ("targets nobody/nothing", 2, "HF_HUB_OFFLINE"),
     ("generate nobody/nothing hello", 2, "HF_HUB_OFFLINE"),
     ("generate ./nowhere hello", 2, "does not exist"),
     ("generate . hello --file nowhere.txt", 2, "does not exist"),
