@@ -30,7 +30,8 @@ def folder(tmp_path_factory) -> Path:
     model = attach_lora(load_base(base_model()), LoRAConfig(r=8, lora_alpha=16, lora_dropout=0.0))
     train(model, tokenize_all(examples, tokenizer)[0], TrainingConfig(
         learning_rate=3e-3, per_device_train_batch_size=16, max_steps=120, warmup_steps=10), tokenizer.pad_token_id)
-    prose = ["One day an old owl sat in an elm and looked at the moon.", "The river ran past the mill to the sea."]
+    lines = (data_folder() / "text" / "general.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    prose = [json.loads(line)["text"] for line in lines]
     tuned = evaluate_model(model, tokenizer, questions[::8], prose)
     with adapter_disabled(model):
         base = evaluate_model(model, tokenizer, questions[::8], prose)
