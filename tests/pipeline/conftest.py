@@ -35,7 +35,8 @@ def random_model(family: str):
     tokenizer = load_tokenizer(base_model())
     ids = dict(vocab_size=len(tokenizer), bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
                pad_token_id=tokenizer.pad_token_id)
-    config = {"llama": lambda: LlamaConfig(**SIZE, **ids), "qwen2": lambda: Qwen2Config(**SIZE, **ids),
+    spare = {"vocab_size": len(tokenizer) + 16}  # Qwen has rows to spare, and its tokenizer class adds a token
+    config = {"llama": lambda: LlamaConfig(**SIZE, **ids), "qwen2": lambda: Qwen2Config(**SIZE, **ids | spare),
               "mistral": lambda: MistralConfig(**SIZE, **ids, sliding_window=None),
               "gpt2": lambda: GPT2Config(n_embd=64, n_layer=2, n_head=4, n_positions=512, **ids)}[family]()
     torch.manual_seed(0)
