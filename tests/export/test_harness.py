@@ -39,7 +39,8 @@ def test_the_log_likelihood_of_the_same_text_is_the_harnesss(source, tokenizer, 
 def without_end(sample):
     """The sample without the token that ends it: the harness asks for the text alone."""
     return replace(sample, input_ids=sample.input_ids[:-1], attention_mask=sample.attention_mask[:-1],
-                   labels=sample.labels[:-1])
+                   labels=sample.labels[:-1], total_length=sample.total_length - 1,
+                   response_length=sample.response_length - 1)
 
 
 def test_a_task_of_ours_gives_the_harness_our_exact_match(theirs, source, tokenizer, questions, tmp_path):
