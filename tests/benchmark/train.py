@@ -41,7 +41,7 @@ from finetune_lib.training.schedule import TrainingConfig, Windows
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
-SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1088, "num_attention_heads": 12,
+SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1296, "num_attention_heads": 12,
                                      "num_key_value_heads": 4}}
 BATCH, RATE = 16, 1e-3
 WAYS = ("ours", "bare", "trainer", "sft_trainer")
