@@ -178,6 +178,7 @@ def test_bins_of_length_add_up_to_the_whole_and_hold_their_own_samples(llama, sa
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_it_is_the_same_on_a_gpu(llama, samples):
     import copy
 
