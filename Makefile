@@ -8,6 +8,7 @@ DIR ?= .
 LAB ?=
 BIN := .venv/bin
 STAMP := .venv/installed
+EXPORT := .venv/export
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export OMP_NUM_THREADS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
@@ -22,7 +23,7 @@ uv_options = $(foreach url,$(call pip_setting,index-url),--default-index $(url))
 	$(foreach url,$(call pip_setting,extra-index-url),--index $(url)) \
 	$(foreach folder,$(call pip_setting,find-links),--find-links $(folder)) --index-strategy unsafe-best-match
 
-.PHONY: help demo test lab lint notebooks studies bench bench-data base clean
+.PHONY: help demo test test-export lab lint notebooks studies bench bench-data bench-train soak base clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -45,6 +46,17 @@ test: $(STAMP)  ## everything: house rules, library, kit, all notebooks; ends wi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests nbs --nbval-lax --nbval-current-env \
 		--numprocesses $(JOBS) --dist loadfile --quiet --minutes
 
+# The export environment stands on .venv and adds the runtimes; llama.cpp is compiled, which takes minutes.
+$(EXPORT)/installed: $(STAMP)
+	$(BIN)/python -m venv $(EXPORT)
+	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(EXPORT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	$(EXPORT)/bin/python -m pip install --quiet --editable '.[gguf,onnx,lm-eval]'
+	@touch $@
+
+test-export: $(EXPORT)/installed  ## every export in its own runtime (llama.cpp, ONNX Runtime, lm_eval); runs/export/report.json
+	OMP_NUM_THREADS=1 $(EXPORT)/bin/python -m pytest tests/export --quiet
+
 lint: $(STAMP)  ## ruff, layers, export, README, notebooks' form: what needs no training
 	$(BIN)/ruff check
 	$(BIN)/python -m pytest tests/house --quiet
@@ -58,17 +70,25 @@ notebooks: $(STAMP)  ## run all notebooks, store them in their normal form, expo
 	$(BIN)/python -m milestones.notebooks
 	$(BIN)/nbdev-export
 
-studies: $(STAMP)  ## measure again what data/studies holds, and make both READMEs' tables from it; over an hour
-	cd data && ../$(BIN)/python -m make.measure && ../$(BIN)/python -m make.readme
+studies: $(STAMP)  ## measure again what data/studies holds, and make both READMEs' tables from it; about two hours
+	cd data && ../$(BIN)/python -m make.measure && ../$(BIN)/python -m make.adapters && ../$(BIN)/python -m make.bits
+	cd data && ../$(BIN)/python -m make.memory && ../$(BIN)/python -m make.readme
 	$(BIN)/python -m milestones.notebooks --times
 	$(BIN)/finetune demo
 	$(BIN)/python -m milestones.readme --report runs/demo/report.json
 
-bench: $(STAMP)  ## speed, as ratios of two ways in one run
+bench: $(STAMP)  ## speed, as ratios of two ways in one run, and what moved since the stored reports
 	$(BIN)/python tests/benchmark/speed.py
+	$(BIN)/python tests/benchmark/moved.py
 
 bench-data: $(STAMP)  ## preparation of data against TRL's, and the memory of a million rows; about ten minutes
-	TOKENIZERS_PARALLELISM=true $(BIN)/python tests/benchmark/data.py
+	$(BIN)/python tests/benchmark/data.py
+
+bench-train: $(STAMP)  ## training against a bare loop, Trainer and SFTTrainer, in real tokens a second; a few minutes
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmark/train.py
+
+soak: $(STAMP)  ## training killed a hundred times at random moments and resumed; what differs is in runs/soak/report.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmark/soak.py
 
 base: $(STAMP)  ## make the base model and its data again, from nothing; at most 90 minutes on two cores
 	cd data && ../$(BIN)/python -m make.files && ../$(BIN)/python -m make.pretrain

@@ -145,12 +145,20 @@ def hardware() -> str:
             f"{table(rows, 3)}\n")
 
 
+def troubleshooting() -> str:
+    """What `finetune doctor RUN` knows."""
+    from finetune_lib.pipeline.doctor import symptom_table
+
+    return f"{symptom_table().strip()}\n"
+
+
 def badges() -> str:
     """What the public address shows."""
     return (f"[![ci]({address()}/actions/workflows/ci.yml/badge.svg)]({address()}/actions/workflows/ci.yml)\n")
 
 
-MAKERS: dict[str, Callable[[], str]] = {"badges": badges, "results": results, "course": course, "hardware": hardware}
+MAKERS: dict[str, Callable[[], str]] = {
+    "badges": badges, "results": results, "course": course, "troubleshooting": troubleshooting, "hardware": hardware}
 
 
 def render(text: str) -> str:

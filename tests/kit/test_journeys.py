@@ -14,7 +14,7 @@ from milestones.tasks import find_tasks
 ROOT = KIT.parent
 pytestmark = pytest.mark.slow
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-JOURNEYS = README.partition("## For learners")[2].partition("## How to use it")[0]
+JOURNEYS = README.partition("## For learners")[2].partition("## For practitioners")[0]
 OWN = re.compile(r"…|expected: |got: |largest difference|/tmp/")  # what is another's: numbers of a seed, and a folder
 
 
