@@ -1194,6 +1194,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'finetune_lib/pipeline/run.py'),
                                            'finetune_lib.pipeline.run.revision': ( '06_pipeline/run.html#revision',
                                                                                    'finetune_lib/pipeline/run.py'),
+                                           'finetune_lib.pipeline.run.said_once': ( '06_pipeline/run.html#said_once',
+                                                                                    'finetune_lib/pipeline/run.py'),
                                            'finetune_lib.pipeline.run.save_picture': ( '06_pipeline/run.html#save_picture',
                                                                                        'finetune_lib/pipeline/run.py'),
                                            'finetune_lib.pipeline.run.share': ( '06_pipeline/run.html#share',

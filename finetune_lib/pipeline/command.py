@@ -49,7 +49,7 @@ def console():
     return Console(highlight=False, soft_wrap=not terminal, force_terminal=terminal, force_jupyter=False)
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #27ccb5f3
-HEAD = ("time", "event", "stage")
+HEAD = ("time", "level", "event", "stage")
 
 
 def show_event(
@@ -64,6 +64,7 @@ def show_event(
              "stage.skipped": lambda: f"[bold]{stage}[/bold]  nothing changed, kept",
              "stage.finished": lambda: f"  {record['seconds']:.1f} s  {words(record['summary'])}",
              "profile": lambda: words({key: record[key] for key in ("bottleneck", "share", "advice")}),
+             "training.event": lambda: f"  step {record['step']}: {record['kind']}, {record['action']}",
              "progress": lambda: f"  {rest()}"}
     if record["event"] not in ("stage.failed", "step", "run.started"):  # an error is printed at the end
         console().print(lines.get(record["event"], lambda: f"[bold]{record['event']}[/bold]  {rest()}")())
@@ -77,6 +78,8 @@ def words(
     for key, value in values.items():
         if isinstance(value, dict):
             value = f"{sum(value.values())} ({words(value)})" if value else 0
+        elif isinstance(value, str):
+            value = value[:20]  # a hash is known by its beginning
         if value is not None:
             shown = f"{value:.4g}" if isinstance(value, float) else value
             parts.append(f"{key.replace('_', ' ')} {shown}")

@@ -310,6 +310,8 @@ def starter(
     """A short commented configuration to begin with; with a card, micro-batches that fit it."""
     quoted = [json.dumps(text, ensure_ascii=False) for text in (model, data)]
     batch = batch_for(model, method, card) if card else 4
+    rate = (0.003 if model == "{data}/base" else 0.0002) / (10 if method == "full" else 1)
+    shown = f"{rate:.6f}".rstrip("0")
     return f"""# What is not set here has a default; `finetune run THIS --dry-run` shows all that was set, and the plan.
 method: {method}  # lora; qlora for a base in 4 bits; full for all weights{f"; chosen for a {card}" if card else ""}
 model:
@@ -322,7 +324,7 @@ lora:
   r: 16  # rank: the size of what can be learned
   lora_alpha: 32
 training:
-  learning_rate: 0.0002  # for billions of parameters; for millions 0.003
+  learning_rate: {shown}  # adapters: 0.0002 for billions of parameters, 0.003 for millions; all weights: a tenth
   per_device_train_batch_size: {batch}  # this sets the memory …
   gradient_accumulation_steps: {16 // batch}  # … and their product what is learned in a step
   num_train_epochs: 3

@@ -179,7 +179,7 @@ class MemoryWatch:
         self,
         window: int = 40,  # looks that growth is judged on
         growth: float = 0.01,  # of the memory, in each quarter of the window
-        least: int = 8 * 2**20,  # bytes, in each quarter of the window
+        least: int = 16 * 2**20,  # bytes, in each quarter of the window
     ):
         self.band, self.growth, self.least = "", growth, least
         self.taken: deque[int] = deque(maxlen=window)
@@ -196,17 +196,18 @@ class MemoryWatch:
         self.band = entered
         self.taken.append(metrics.allocated)
         if self.leaking():
-            found.append(("leak", {"from": self.taken[0], "to": self.taken[-1], "steps": len(self.taken)}))
+            found.append(("leak", {"from": min(self.taken), "to": max(self.taken), "steps": len(self.taken)}))
             self.taken.clear()  # said once for each window
         return found
 
     def leaking(self) -> bool:
-        """Whether the lowest value of each quarter of a full window lies well above that of the quarter before."""
+        """Whether lowest and highest value of each quarter of a full window lie well above those of the one before."""
         if len(self.taken) < self.taken.maxlen:
             return False
         values, size = list(self.taken), self.taken.maxlen // 4
-        low = [min(values[start:start + size]) for start in range(0, 4 * size, size)]
-        return all(b - a > max(self.least, self.growth * a) for a, b in zip(low, low[1:], strict=False))
+        quarters = [values[start:start + size] for start in range(0, 4 * size, size)]
+        return all(pick(late) - pick(early) > max(self.least, self.growth * pick(early))
+                   for pick in (min, max) for early, late in zip(quarters, quarters[1:], strict=False))
 
 # %% ../../nbs/04_training/07_memory.ipynb #7db331ef
 ADVICE = "set a smaller per_device_train_batch_size, gradient_checkpointing=True or a shorter max_length, and go on"
