@@ -88,7 +88,7 @@ class FineTuningPipeline:
             with said_once(self.log):
                 return work(self.config, self.folder, force=force, log=self.log)
         except BaseException as why:
-            self.log("stage.failed", stage=name, error=type(why).__name__, message=str(why), **circumstances(self.folder))
+            self.log("stage.failed", stage=name, **circumstances(self.folder, why))
             raise
 
     prepare, baseline = partialmethod(stage, "prepare"), partialmethod(stage, "baseline")
@@ -163,13 +163,14 @@ def revision() -> str | None:
     return done.stdout.strip() or None
 
 # %% ../../nbs/06_pipeline/05_run.ipynb #8c616205
-def circumstances(folder: Path) -> dict[str, Any]:
-    """What was going on in a run: its last steps and last event, memory, versions."""
+def circumstances(folder: Path, why: BaseException) -> dict[str, Any]:
+    """An error, and what was going on in the run: its last steps and last event, memory, versions."""
     from finetune_lib.qlora.memory import resident
 
     seen = Evidence(folder)
     last = [{key: one.get(key) for key in ("step", "loss", "grad_norm", "learning_rate")} for one in seen.metrics[-5:]]
-    return {"last_steps": last, "last_event": (seen.records("events") or [None])[-1],
+    return {"error": type(why).__name__, "message": str(why), "last_steps": last,
+            "last_event": (seen.records("events") or [None])[-1],
             "memory_mib": round(resident() / 2**20), "versions": versions()}
 
 # %% ../../nbs/06_pipeline/05_run.ipynb #38dc1c58
