@@ -92,6 +92,8 @@ def become_child(work: Callable[[Send], None], writer: int, secret: bytes, limit
             os.dup2(quiet, stream)
         os.closerange(3, writer)  # what else the parent holds is not the child's: above all where it gives its answers
         os.closerange(writer + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        sys.stdin, sys.stdout, sys.stderr = (open(stream, mode, encoding="utf-8", closefd=False)
+                                             for stream, mode in ((0, "r"), (1, "w"), (2, "w")))  # theirs may be closed
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.register_at_fork(after_in_child=functools.partial(os.close, writer))  # only this process has results
         if sys.platform != "darwin":  # which knows the limit and does not hold it

@@ -160,7 +160,8 @@ def examine_run(
         try:
             seen = one.look(run)
         except (*UNREADABLE, SafetensorError) as error:
-            unread.setdefault(" ".join(str(error).split())[:100], []).append(one.name)
+            reason = " ".join(str(error).replace(f"{folder}/", "").split())[:100]
+            unread.setdefault(reason, []).append(one.name)
         else:
             found += [Finding(one.level, one.name, seen, one.cause, one.fix)] if seen else []
     found += [Finding("warning", "evidence that cannot be read", f"{reason} (hides {len(names)}: {names[0]} …)",

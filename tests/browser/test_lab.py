@@ -48,6 +48,7 @@ def lab(work, tmp_path_factory):
     places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_DATA_DIR": "data", "JUPYTER_RUNTIME_DIR": "runtime",
               "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}
     environment = {**os.environ, **{name: str(home / place) for name, place in places.items()}, "JUPYTER_TOKEN": token}
+    environment.pop("MPLBACKEND", None)  # where it is set, a notebook shows no plots
     process = subprocess.Popen(
         ["make", "--old-file=.venv/installed", "lab", f"DIR={work}", f"LAB=--no-browser --port={port}"], cwd=ROOT,
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
