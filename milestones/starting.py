@@ -30,7 +30,7 @@ import site; site.addsitedir({packages})
 
 def start(folder: Path, milestone: int = 1, source: Path = KIT.parent) -> Path:
     """Make a work folder: a git repository of its own, tasks from `milestone` on blank, a thin environment."""
-    folder = folder.expanduser().absolute()
+    folder = folder.expanduser().resolve()  # `../my-course` stands beside the course, not inside
     solved = look_before(folder, milestone, source)
     try:
         fill(folder, milestone, source, solved)

@@ -132,6 +132,8 @@ def test_where_no_course_is_the_message_says_how_to_get_one(course, work, tmp_pa
         start(tmp_path / "new", source=work)
     with pytest.raises(CourseError, match="must stand outside of the course"):
         start(course / "work", source=course)
+    start(course / "../beside", source=course)
+    assert (tmp_path / "beside/nbs").is_dir(), "a path that goes out of the course again stands beside it"
 
 
 def test_an_update_mends_a_folder_whose_course_moved_and_touches_no_notebook(work, course, tmp_path):
