@@ -79,7 +79,7 @@ studies: $(STAMP)  ## measure again what data/studies holds, and make both READM
 
 bench: $(STAMP)  ## speed, as ratios of two ways in one run, and what moved since the stored reports
 	$(BIN)/python tests/benchmark/speed.py
-	$(BIN)/python tests/benchmark/moved.py
+	$(BIN)/python tests/benchmark/reports.py
 
 bench-data: $(STAMP)  ## preparation of data against TRL's, and the memory of a million rows; about ten minutes
 	$(BIN)/python tests/benchmark/data.py

@@ -27,25 +27,18 @@ def test_roles_of_all_dialects_become_ours(lib, seed):
 @pytest.mark.task("1.1", points=4, values=False)
 def test_what_is_no_message_is_refused_and_a_call_says_nothing(lib, seed):
     call = {"type": "function", "function": {"name": "look", "arguments": '{"at": 3}'}}
-    turns = lib.to_turns([{"role": "assistant", "content": None, "tool_calls": [call]}])
-    expect(
-        turns[0].content == "" and turns[0].tool_calls,
-        "a message that only calls a tool has no content and its call",
-        "'' and one call",
-        f"{turns[0].content!r} and {turns[0].tool_calls!r}",
-        {"the call is lost": not turns[0].tool_calls},
-    )
-    same(turns[0].tool_calls[0]["function"]["arguments"], {"at": 3}, "the arguments of the call")
-    turns = lib.to_turns([{"from": "function_call", "value": '{"name": "look", "arguments": {"at": 3}}'}])
-    expect(
-        turns[0].content == "" and turns[0].tool_calls,
-        "ShareGPT's function_call has no content and its call",
-        "'' and one call",
-        f"{turns[0].content!r} and {turns[0].tool_calls!r}",
-        {"the call stays a text: the model would learn to say it": not turns[0].tool_calls},
-    )
-    same(turns[0].tool_calls[0]["function"]["arguments"], {"at": 3}, "the arguments of the call", {
-        "they are still JSON text": '{"at": 3}'})
+    said = '{"name": "look", "arguments": {"at": 3}}'
+    for item, what, mistake in (
+        ({"role": "assistant", "content": None, "tool_calls": [call]}, "a message that only calls a tool",
+         "the call is lost"),
+        ({"from": "function_call", "value": said}, "ShareGPT's function_call",
+         "the call stays a text: the model would learn to say it"),
+    ):
+        turn = lib.to_turns([item])[0]
+        expect(turn.content == "" and turn.tool_calls, f"{what} has no content and its call", "'' and one call",
+               f"{turn.content!r} and {turn.tool_calls!r}", {mistake: not turn.tool_calls})
+        same(turn.tool_calls[0]["function"]["arguments"], {"at": 3}, "the arguments of the call", {
+            "they are still JSON text": '{"at": 3}'})
     for items, what in (
         ([{"role": "wizard", "content": "Hi"}], "an unknown role"),
         ([{"role": "user", "content": 3}], "a number for text"),

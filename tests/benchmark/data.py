@@ -27,14 +27,14 @@ from itertools import islice
 from pathlib import Path
 
 import psutil
+from reports import store
 
-from finetune_lib.core import base_model, data_folder, load_tokenizer, machine, write_json
+from finetune_lib.core import base_model, data_folder, load_tokenizer, machine
 from finetune_lib.data.batches import collate, epoch_batches
 from finetune_lib.data.chat import TokenizedSample, tokenize_all, tokenize_stream
 from finetune_lib.data.files import Problem
 from finetune_lib.data.records import load_conversations, read_conversations
 
-ROOT = Path(__file__).resolve().parents[2]
 MAX_LENGTH, WINDOW, BATCH = 512, 800, 16
 PACKAGES = ("torch", "transformers", "tokenizers", "datasets", "trl", "jinja2")
 
@@ -221,9 +221,7 @@ def main(words: list[str]) -> int:
     for point in many:
         print(f"{point['rows']:>9,} rows  {point['rss_mib']:7.1f} MiB")
     print(json.dumps({key: value for key, value in result.items() if key != "memory_curve"}, indent=2))
-    write_json(ROOT / "runs/bench/data.json", result)
-    if options.keep:
-        write_json(ROOT / f"tests/benchmark/results/data-{result['date']}.json", result)
+    store("data", result, options.keep)
     return 0
 
 

@@ -27,10 +27,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from reports import store
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
-from finetune_lib.core import base_model, data_folder, load_tokenizer, machine, seed_everything, write_json
+from finetune_lib.core import base_model, data_folder, load_tokenizer, machine, seed_everything
 from finetune_lib.data.batches import collate, padding_waste
 from finetune_lib.data.chat import tokenize_all
 from finetune_lib.data.packing import pack
@@ -39,7 +40,6 @@ from finetune_lib.lora.adapter import LoRAConfig, attach_lora
 from finetune_lib.training.loop import train
 from finetune_lib.training.schedule import TrainingConfig, Windows
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1296, "num_attention_heads": 12,
                                      "num_key_value_heads": 4}}
@@ -274,8 +274,7 @@ def main(words: list[str]) -> int:
               "machine": machine(), "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0],
               "date": date.today().isoformat(), "versions": {name: version(name) for name in PACKAGES}}
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    for folder in [ROOT / "runs/bench", *([ROOT / "tests/benchmark/results"] if options.keep else [])]:
-        write_json(folder / "train.json", result)
+    store("train", result, options.keep)
     return 0
 
 

@@ -1,10 +1,20 @@
-"""What moved since the stored reports: runs/bench/*.json beside tests/benchmark/results/*.json."""
+"""Reports of benchmarks: the last in runs/bench, those to keep in tests/benchmark/results by day; and what moved."""
 import json
 import sys
 from pathlib import Path
 
+from finetune_lib.core import write_json
+
 ROOT = Path(__file__).resolve().parents[2]
+LAST, KEPT = ROOT / "runs/bench", ROOT / "tests/benchmark/results"
 LEAST = 0.1  # a relative change smaller than this is noise on a shared machine
+
+
+def store(name: str, report: dict, keep: bool) -> None:
+    """Write a report, which names its day; with `keep`, also where it stays."""
+    write_json(LAST / f"{name}.json", report)
+    if keep:
+        write_json(KEPT / f"{name}-{report['date']}.json", report)
 
 
 def numbers(value: object, name: str = "") -> dict[str, float]:
@@ -25,9 +35,9 @@ def moved(old: dict, new: dict) -> list[tuple[str, float, float]]:
 
 
 def main() -> int:
-    for path in sorted((ROOT / "runs/bench").glob("*.json")):
-        stored = ROOT / "tests/benchmark/results" / path.name
-        if not stored.exists():
+    for path in sorted(LAST.glob("*.json")):
+        stored = max(KEPT.glob(f"{path.stem}-*.json"), default=None)
+        if stored is None:
             sys.stdout.write(f"{path.stem}: no stored report; store one with --keep\n")
             continue
         old, new = (json.loads(each.read_text(encoding="utf-8")) for each in (stored, path))
