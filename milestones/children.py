@@ -24,7 +24,9 @@ import psutil
 
 Send = Callable[[dict[str, Any]], None]
 Messages = list[dict[str, Any]]
-PATIENCE = 10  # times a limit, in real seconds, for a process that does not compute
+TICK = 0.2  # seconds between two looks at a child that says nothing
+PATIENCE = 10  # times a limit, in real seconds, on a machine that others use too
+TOO_LONG = "it took more than"
 LONGEST, MOST = 2**22, 2**26  # bytes of one message, and of all
 TEXT = 4000  # characters of an error's text
 FORGED = "the checks were tampered with: a result came that no check sent"
@@ -131,13 +133,13 @@ def sender(writer: int, secret: bytes) -> Send:
 def listen(reader: int, secret: bytes, limits: Limits) -> tuple[Messages, str]:
     """Read messages until the child ends or takes too long over the next one.
 
-    Counted is computing, so that a busy machine fails nobody; a child that sleeps is stopped all the same. What is
-    told of an act gains no time: code that is refused again and again would never end.
+    Counted is computing and sleeping, not what a busy machine makes a child wait. What is told of an act gains no
+    time: code that is refused again and again would never end.
     """
     buffer, messages, limit, said = b"", [], limits.start, 0
-    start, used = time.monotonic(), cpu_seconds()
+    start, used, slept = time.monotonic(), cpu_seconds(), 0.0
     while True:
-        ready, _, _ = select.select([reader], [], [], 0.2)
+        ready, _, _ = select.select([reader], [], [], TICK)
         data = os.read(reader, 1 << 16) if ready else b""
         if ready and not data:
             return messages, ""
@@ -151,11 +153,13 @@ def listen(reader: int, secret: bytes, limits: Limits) -> tuple[Messages, str]:
         if messages and messages[-1].get("done"):
             return messages, ""
         if any("act" not in message for message in new):
-            limit, start, used = limits.seconds, time.monotonic(), cpu_seconds()
-        elif len(buffer) > LONGEST or said > MOST:
+            limit, start, used, slept = limits.seconds, time.monotonic(), cpu_seconds(), 0.0
+            continue
+        slept += 0 if ready or not asleep() else TICK
+        if len(buffer) > LONGEST or said > MOST:
             return messages, "it said more than any check does"
-        elif cpu_seconds() - used > limit or time.monotonic() - start > PATIENCE * limit:
-            return messages, f"it took more than {limit:g} s and was stopped"
+        if cpu_seconds() - used + slept > limit or time.monotonic() - start > PATIENCE * limit:
+            return messages, f"{TOO_LONG} {limit:g} s and was stopped"
 
 
 def message_in(line: bytes, secret: bytes) -> dict[str, Any]:
@@ -174,6 +178,15 @@ def cpu_seconds() -> float:
             times = process.cpu_times()
             total += times.user + times.system
     return total
+
+
+def asleep() -> bool:
+    """Whether the child and all that it started wait, and not for a processor or a disk."""
+    states = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has just ended
+            states.append(process.status())
+    return all(state not in (psutil.STATUS_RUNNING, psutil.STATUS_DISK_SLEEP) for state in states)
 
 
 def last_status(child: int, patience: float = 2.0) -> int | None:

@@ -33,10 +33,12 @@ def grade(
     only_checks: bool = False,  # leave out what takes minutes: the notebooks' own run and the result
     hidden: Path | None = None,  # a folder of checks that the instructor keeps
     whole: bool = False,  # run notebooks to their last cell, not only through their last check
+    public: list[Check] | None = None,  # the kit's checks of the milestone, where they were collected before
 ) -> dict[str, Any]:
     """The report on what stands in `folder`'s notebooks, in the form of grade.schema.json."""
     begun, when = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    checks, tasks = chosen_checks(kit, choice, hidden), find_tasks(kit.parent)
+    public = all_checks(kit, choice.split(".")[0]) if public is None else public
+    checks, tasks = chosen_checks(public, kit, choice, hidden), find_tasks(kit.parent)
     if not checks:
         raise ValueError(f"there are no checks for {choice or 'any milestone'!r}")
     seed = secrets.randbelow(2**31) if seed is None else seed
@@ -44,7 +46,7 @@ def grade(
         place = Path(name)
         work, failures = prepare(folder, place, kit)
         lay_beside(hidden, place / "kit/milestones")
-        needed = checks_needed(checks, tasks, kit)
+        needed = checks_needed(checks, tasks, public)
         results, missing = run_apart(work, place, kit, tasks, needed, seed, limits)
         wanted = {check.name for check in checks}
         results = [explained(result, tasks, failures) for result in results if result.check.name in wanted]
@@ -59,12 +61,12 @@ def grade(
         "limits": asdict(limits) | {"not_set": missing}}
 
 
-def chosen_checks(kit: Path, choice: str, hidden: Path | None) -> list[Check]:
+def chosen_checks(public: list[Check], kit: Path, choice: str, hidden: Path | None) -> list[Check]:
     """The public checks and the hidden ones; a hidden check takes the place of the public one of its name."""
     kept = hidden_checks(hidden, kit, choice) if hidden else []
     replaced = {check.name for check in kept}
-    public = [check for check in all_checks(kit, choice) if check.name not in replaced]
-    return sorted(public + kept, key=lambda check: task_order(check.task))
+    chosen = [check for check in choose(public, choice) if check.name not in replaced]
+    return sorted(chosen + kept, key=lambda check: task_order(check.task))
 
 
 def hidden_checks(hidden: Path, kit: Path, choice: str) -> list[Check]:
@@ -85,14 +87,13 @@ def beside(file: Path) -> Path:
     return Path(file.parent.name) / f"{HIDDEN}{file.stem}.py"
 
 
-def checks_needed(checks: list[Check], tasks: list[Task], kit: Path) -> list[Check]:
+def checks_needed(checks: list[Check], tasks: list[Task], public: list[Check]) -> list[Check]:
     """The checks, and those of earlier tasks of the same milestones: they tell a wrong task from a blocked one."""
     milestones = {check.task.split(".")[0] for check in checks}
     order = {task.id: place for place, task in enumerate(tasks)}
     last = max(order.get(check.task, 0) for check in checks)
     names = {check.name for check in checks}
-    every = all_checks(kit, next(iter(milestones)) if len(milestones) == 1 else "")
-    earlier = [check for milestone in sorted(milestones) for check in choose(every, milestone)
+    earlier = [check for milestone in sorted(milestones) for check in choose(public, milestone)
                if order.get(check.task, 0) <= last and check.name not in names]
     return sorted(earlier + checks, key=lambda check: task_order(check.task))
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +37,14 @@ from milestones.checking import (
     run_checks,
     settle,
 )
-from milestones.children import LIMITS, Limits, Send, in_child, warm_up
+from milestones.children import LIMITS, TOO_LONG, Limits, Send, in_child, warm_up
 from milestones.seal import Seal
 from milestones.tasks import Task
 from milestones.wrong import WRONG, unsound
 
 __all__ = ["LIMITS", "Guard", "Limits", "all_checks", "choose", "in_child", "library_modules", "run_in_folder",
            "use_library", "warm_up"]
+SECOND_CHANCE = 0.25  # of the time for a check, for each that follows one which ran out of it
 CANARIES = 1 + len(WRONG)  # checks in canary.py
 
 
@@ -67,16 +68,18 @@ def run_in_folder(
     guard: Guard | None = None,  # how the child is watched; None where the code is trusted, as in the audit
 ) -> list[CheckResult]:
     """Results of all `checks`, in their order, whatever the code under them does."""
-    left, results = list(checks), []
+    left, results, allowed = list(checks), [], limits
     while left:
         work = functools.partial(child_run, folder=folder, tasks=tasks, checks=left, seed=seed, guard=guard)
         if guard and guard.scratch:
             empty(guard.scratch)
-        messages, ended = in_child(work, limits, alone=guard is not None and guard.alone)
+        messages, ended = in_child(work, allowed, alone=guard is not None and guard.alone)
         found = understood(messages, left, ended)
         results += found
         names = {result.check.name for result in found}
         left = [check for check in left if check.name not in names]
+        if ended.startswith(TOO_LONG):  # likely again in each check that is left; a right one needs a fraction of that
+            allowed = replace(limits, seconds=limits.seconds * SECOND_CHANCE)
     order = {check.name: place for place, check in enumerate(checks)}
     return settle(sorted(results, key=lambda result: order[result.check.name]))
 

@@ -69,6 +69,13 @@ def test_a_task_that_stops_fails_its_own_check_and_the_rest_goes_on(run):
     assert "SIGKILL" in results["test_count_is_both_matrices"].what
 
 
+def test_checks_that_follow_one_that_ran_out_of_time_have_less_of_it(run):
+    results = run(replacing("return alpha / r", "while True: pass"))
+    assert states(results) == [FAILED, PASSED, PASSED, FAILED, PASSED]
+    said = [result.what for result in results.values() if result.state == FAILED]
+    assert said == [f"it took more than {seconds} s and was stopped" for seconds in (4, 1)], said
+
+
 def test_a_module_that_stops_on_import_is_the_reason_of_the_check_that_needs_it(run):
     results = run(replacing("def count(", "raise SystemExit(3)\ndef count("), guard=GUARD)
     assert states(results)[-1] == FAILED
