@@ -79,8 +79,8 @@ def recognize(
     if "instances" in row and "instruction" in row:
         return Recognition("self-instruct", "instruction with a list of instances", columns,
                            {"instruction": "instruction"})
-    # 4. a question column and an answer column; what is left may be context or system prompt. Alpaca and Dolly have
-    # names of their own, any other pair is called by its two columns, as prompt/completion, or instruction/response
+    # 4. a question column and an answer column; what is left may be context or system prompt. Alpaca, Dolly and
+    # prompt/completion have names of their own; any other pair, whatever its columns, is instruction/response
     asked, said = _first(PROMPTS, row), _first(RESPONSES, row)
     if asked and said:
         mapping = {"instruction": asked, "response": said, "input_context": _first(CONTEXTS, row, (asked,)),

@@ -180,13 +180,13 @@ def _calls(value: object) -> list:
 
 # %% ../../nbs/01_data/03_turns.ipynb #04cbb964
 def to_turns(
-    items: list[dict],  # messages with role and content, or with from and value
+    items: list[dict],  # messages: role and content, from and value, or role and text
 ) -> tuple[Turn, ...]:
-    """Messages of any known dialect as turns. RecordError for an item that is no object, an
+    """Messages of any known dialect as turns. RecordError of a code and words for an item that is no object, an
     unknown role, or a content that is no text."""
     turns = []
     for number, item in enumerate(items):
-        # 1. who speaks, in our names
+        # 1. who speaks, in our names, whatever the capitals
         if not isinstance(item, dict):
             raise RecordError("not_text", f"message {number} must be an object, got {item!r:.40}")
         said_by = item.get("role", item.get("from"))
@@ -200,7 +200,7 @@ def to_turns(
         if str(said_by).lower() in ("function_call", "tool_call"):
             content, calls = "", content
         content = "" if content is None and calls else text_of(content, f"message {number}")
-        # 3. is it to be learned? OpenAI writes weight 0 where it is not
+        # 3. is it to be learned? OpenAI writes weight 0 where it is not, we write train: false
         train = bool(item.get("train", item.get("weight", 1)))
         calls = calls and tuple(_call(call) for call in _calls(calls))
         turns.append(Turn(role, content, train, calls, item.get("name"), item.get("tool_call_id")))

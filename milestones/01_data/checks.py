@@ -14,14 +14,18 @@ def test_roles_of_all_dialects_become_ours(lib, seed):
         {"from": "gpt", "value": "Hello"},
         {"role": "User", "content": "And?"},
         {"role": "assistant", "content": "Well", "weight": 0},
+        {"role": "prompter", "text": "So?"},
+        {"role": "assistant", "content": "So", "train": False},
     ]
     turns = lib.to_turns(items)
-    same([turn.role for turn in turns], ["system", "user", "assistant", "user", "assistant"], "the roles", {
-        "the system turn is lost": [turn.role for turn in turns][:1] == ["user"],
-        "human and gpt are kept as they are": "human" in [turn.role for turn in turns]})
-    same([turn.content for turn in turns], ["Be short", "Hi", "Hello", "And?", "Well"], "the contents")
-    same([turn.train for turn in turns], [True, True, True, True, False], "what is to be learned", {
-        "weight 0 is not looked at: the turn would be learned": True})
+    roles, learned = [turn.role for turn in turns], [turn.train for turn in turns]
+    same(roles, ["system", "user", "assistant", "user", "assistant", "user", "assistant"], "the roles", {
+        "the system turn is lost": roles[:1] == ["user"], "human and gpt are kept as they are": "human" in roles})
+    same([turn.content for turn in turns], ["Be short", "Hi", "Hello", "And?", "Well", "So?", "So"], "the contents")
+    same(learned, [True, True, True, True, False, True, False], "what is to be learned", {
+        "a message that says nothing of weight or train is left out": not any(learned),
+        "weight 0 is not looked at: the turn would be learned": learned[4:5] == [True],
+        "our own train: false is not looked at: the turn would be learned after all": learned[6:] == [True]})
 
 
 @pytest.mark.task("1.1", points=4, values=False)
@@ -37,15 +41,15 @@ def test_what_is_no_message_is_refused_and_a_call_says_nothing(lib, seed):
         turn = lib.to_turns([item])[0]
         expect(turn.content == "" and turn.tool_calls, f"{what} has no content and its call", "'' and one call",
                f"{turn.content!r} and {turn.tool_calls!r}", {mistake: not turn.tool_calls})
-        same(turn.tool_calls[0]["function"]["arguments"], {"at": 3}, "the arguments of the call", {
-            "they are still JSON text": '{"at": 3}'})
+        given = turn.tool_calls[0]["function"]["arguments"]
+        same(given, {"at": 3}, "the arguments of the call", {"they are still JSON text": isinstance(given, str)})
     for items, what in (
         ([{"role": "wizard", "content": "Hi"}], "an unknown role"),
         ([{"role": "user", "content": 3}], "a number for text"),
         ([{"role": "user"}], "a message without content"),
         (["Hi"], "a message that is no object"),
     ):
-        refuses(lambda items=items: lib.to_turns(items), what)
+        refuses(lambda items=items: lib.to_turns(items), what, lib.RecordError)
 
 
 @pytest.mark.task("1.2", points=8, hint="look for what only one format has, and look for it first")
@@ -69,7 +73,8 @@ def test_known_formats_are_recognized(lib, seed):
             "a row that also has the whole as text is taken for text": got.format == "text",
             "instances are not looked at": name == "self-instruct",
             "a tree of replies is taken for a prompt": name == "openassistant",
-            "only the two columns are looked at, not context and category": name == "dolly"})
+            "only the two columns are looked at, not context and category": name == "dolly",
+            "a pair is called by its own columns, where the course has one name for all of them": "/" in got.format})
         expect(got.usable, f"{name} can be used", "usable=True", "usable=False")
 
 
@@ -81,8 +86,13 @@ def test_each_column_plays_its_part_and_what_cannot_be_used_is_told(lib, seed):
     same(got, want, "the parts of instruction, input, output and system", {
         "the system prompt is lost": got == {k: v for k, v in want.items() if k != "system_prompt"},
         "the input is lost": "input_context" not in got})
-    for row, name in (({"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}, "preference"), ({"text": "Once"}, "text"),
-                      ({"x": 1, "y": 2}, "unknown")):
+    got = lib.recognize({"input": "Add 1 2", "output": "3"}).mapping
+    same({ours: theirs for ours, theirs in got.items() if theirs}, {"instruction": "input", "response": "output"},
+         "the parts of input and output", {
+             "input is the question here, and its context as well: it would be asked twice": "input_context" in got})
+    for row, name in (({"prompt": "Hi", "chosen": "Hello", "rejected": "Go"}, "preference"),
+                      ({"prompt": "Hi", "completion": "Go", "label": False}, "preference"),
+                      ({"text": "Once"}, "text"), ({"x": 1, "y": 2}, "unknown")):
         got = lib.recognize(row)
         same(
             (got.format, got.usable, got.columns),
@@ -164,11 +174,13 @@ def test_a_template_whose_prefixes_disagree_is_refused(lib, seed):
     def numbered(messages, generation_prompt):
         return f"{len(messages)} turns\n" + rendered(messages, generation_prompt)
     messages = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}] * 2
-    refuses(lambda: lib.spans_by_prefix(messages, numbered), "a template that renders a prefix differently")
+    wrong = lib.UntrainableError
+    refuses(lambda: lib.spans_by_prefix(messages, numbered), "a template that renders a prefix differently", wrong)
 
     def opened(messages, generation_prompt):
         return rendered(messages, False) + "<|bot|>" * generation_prompt
-    refuses(lambda: lib.spans_by_prefix(messages, opened), "a template whose opening is not how an answer begins")
+    what = "a template whose opening is not how an answer begins"
+    refuses(lambda: lib.spans_by_prefix(messages, opened), what, wrong)
 
 
 def tokens_of(*widths):
@@ -212,7 +224,11 @@ def test_labels_are_the_ids_inside_the_spans(lib, seed):
 
 @pytest.mark.task("1.5", points=5, values=False)
 def test_a_token_across_the_beginning_of_an_answer_is_refused(lib, seed):
-    refuses(lambda: lib.label_tokens([5, 6, 7], tokens_of(3, 4, 2), [(5, 9)]), "a token with one foot in the prompt")
+    refuses(lambda: lib.label_tokens([5, 6, 7], tokens_of(3, 4, 2), [(5, 9)]), "a token with one foot in the prompt",
+            lib.UntrainableError)
+    got = lib.label_tokens([5, 6, 7], tokens_of(3, 4, 2), [(3, 6)])
+    same(got, [-100, 6, -100], "the labels where a token covers an answer's end and what follows", {
+        "a token that reaches behind the span is left out, though the answer ends in it": got == [-100] * 3})
     same(lib.label_tokens([5, 6, 7], tokens_of(3, 4, 2), []), [-100] * 3, "the labels without any span")
 
 
@@ -241,7 +257,7 @@ def test_the_split_depends_on_names_and_seed_alone(lib, seed):
         "another seed gives another split",
         "many groups move",
         f"{moved} groups move",
-        {"the seed is not used": True},
+        {"all groups go to one split": len(set(once.values())) == 1, "the seed is not used": True},
     )
 
 

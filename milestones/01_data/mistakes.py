@@ -14,6 +14,8 @@ POSITIONS, NEIGHBOR = "test_positions_begin_again_with_each_sample", "test_no_sa
 
 MISTAKES = [
     Mistake("weight ignored", "1.1", 'bool(item.get("train", item.get("weight", 1)))', "True", ROLES, "weight 0"),
+    Mistake("own flag ignored", "1.1", 'item.get("train", item.get("weight", 1))', 'item.get("weight", 1)', ROLES,
+            "train: false"),
     Mistake(
         "system turn lost",
         "1.1",
@@ -55,6 +57,10 @@ MISTAKES = [
         PARTS,
         "input is lost",
     ),
+    Mistake("input asked twice", "1.2", "_first(CONTEXTS, row, (asked,))", "_first(CONTEXTS, row)", PARTS,
+            "asked twice"),
+    Mistake("pair called by its columns", "1.2", '(asked, said), "instruction/response"',
+            '(asked, said), f"{asked}/{said}"', FORMATS, "one name for all"),
     Mistake(
         "ShareGPT taken for messages",
         "1.2",
@@ -187,6 +193,8 @@ MISTAKES = [
         LABELS,
         "only the last span",
     ),
+    Mistake("token across the end left out", "1.5", "bisect_left(offsets, end, key=lambda pair: pair[0])",
+            "bisect_right(offsets, end, key=lambda pair: pair[1])", ACROSS, "reaches behind the span"),
     Mistake("0 for -100", "1.5", "[-100] * len(ids)", "[0] * len(ids)", LABELS, "0 masks"),
     Mistake(
         "boundary not checked",
