@@ -51,7 +51,7 @@ $(EXPORT)/installed: $(STAMP)
 	$(BIN)/python -m venv $(EXPORT)
 	$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
 		> $$($(EXPORT)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
-	$(EXPORT)/bin/python -m pip install --quiet --editable '.[gguf,onnx,lm-eval]'
+	$(EXPORT)/bin/python -m pip install --quiet --editable '.[gguf,onnx,lm-eval,similarity]'
 	@touch $@
 
 test-export: $(EXPORT)/installed  ## every export in its own runtime (llama.cpp, ONNX Runtime, lm_eval); runs/export/report.json

@@ -4,16 +4,20 @@
 
 # %% auto #0
 __all__ = ['REFUSALS', 'KINDS', 'bleu', 'chrf', 'rouge', 'corpus_scores', 'json_valid', 'at_most', 'must_include', 'refusal',
-           'kind_of_failure', 'failures', 'write_harness_task']
+           'from_evaluate', 'number_of', 'whole_set', 'as_evaluate', 'similarity', 'kind_of_failure', 'failures',
+           'write_harness_task']
 
 # %% ../../nbs/05_evaluation/08_metrics.ipynb #2c8020eb
+import importlib.util
 import json
+import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-from ..core import DataError
+from ..core import ConfigError, DataError, MissingExtraError
 from ..data.chat import prompt_ids
 from .tasks import Metric, Prediction, TaskScores, exact_match, normalize
 
@@ -85,6 +89,77 @@ REFUSALS = re.compile(r"^\W*(i('m| am) (sorry|unable|not able)|sorry|i (can('t|n
 def refusal(prediction: str, reference: str = "") -> float:
     """1.0 if the answer begins like a refusal (English)."""
     return float(bool(REFUSALS.match(prediction.replace("\u2019", "'"))))
+
+# %% ../../nbs/05_evaluation/08_metrics.ipynb #44de1965
+def from_evaluate(
+    module,  # of `evaluate`: loaded from a folder, combined, or made here; anything with its `compute`
+    key: str | None = None,  # which of its numbers; None: it has only one
+    **options,  # for `compute`
+) -> Metric:
+    """A metric from one of `evaluate`. For one that is made for a whole corpus, see `whole_set`."""
+    def metric(prediction: str, reference: str) -> float:
+        return number_of(module.compute(predictions=[prediction], references=[reference], **options), key)
+    return metric
+
+
+def number_of(found: Mapping, key: str | None) -> float:
+    """One number of a result; a list of one counts as a number. Raises `DataError` if there is none or no choice."""
+    if key is None and len(found) != 1 or key is not None and key not in found:
+        raise DataError(f"one number is needed, got {', '.join(found)}; name one of them as key")
+    value = found[key] if key is not None else next(iter(found.values()))
+    value = value[0] if isinstance(value, list | tuple) and len(value) == 1 else value
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a metric must give a number, got {value!r}; name another of {', '.join(found)}") from error
+    if not math.isfinite(number):
+        raise DataError(f"a metric must give a finite number, got {number}; a mean would hide it")
+    return number
+
+
+def whole_set(module, scores: TaskScores, **options) -> dict:
+    """What a module of `evaluate` says of all answers at once."""
+    said, wanted = zip(*((one.prediction, one.reference) for one in scores.predictions), strict=True)
+    return dict(module.compute(predictions=list(said), references=list(wanted), **options))
+
+# %% ../../nbs/05_evaluation/08_metrics.ipynb #c9cd742f
+def as_evaluate(metrics: dict[str, Metric]):
+    """Metrics of ours as one `evaluate.Metric`: `compute`, `add`, `add_batch`, `evaluate.combine`; means over pairs."""
+    import evaluate
+    from datasets import Features, Value
+
+    class FinetuneMetrics(evaluate.Metric):
+        def _info(self):
+            return evaluate.MetricInfo(description=f"means of {', '.join(metrics)}", citation="", features=Features(
+                {"predictions": Value("string"), "references": Value("string")}))
+
+        def _compute(self, predictions: list[str], references: list[str]) -> dict[str, float]:
+            pairs = list(zip(predictions, references, strict=True))
+            if not pairs:
+                raise DataError("a metric needs at least one answer, got none")
+            return {name: sum(metric(*pair) for pair in pairs) / len(pairs) for name, metric in metrics.items()}
+
+    return FinetuneMetrics(keep_in_memory=True)
+
+# %% ../../nbs/05_evaluation/08_metrics.ipynb #1e483c17
+def similarity(
+    folder: str | Path,  # a sentence encoder, as `hf download NAME --local-dir FOLDER` leaves it
+) -> Metric:
+    """Cosine of the embeddings of answer and reference (Reimers & Gurevych 2019), -1.0 to 1.0."""
+    if importlib.util.find_spec("sentence_transformers") is None:
+        raise MissingExtraError("semantic similarity", "similarity")
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigError(f"an embedding model must be a folder with a config.json, got {folder}; "
+                          "hf download NAME --local-dir FOLDER brings one")
+    from sentence_transformers import SentenceTransformer
+
+    encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True,
+                                  model_kwargs={"use_safetensors": True})
+
+    def metric(prediction: str, reference: str) -> float:
+        one, other = encoder.encode([prediction, reference], normalize_embeddings=True, show_progress_bar=False)
+        return float(one @ other)
+    return metric
 
 # %% ../../nbs/05_evaluation/08_metrics.ipynb #54132148
 KINDS = ("right", "empty", "refused", "never stopped", "only case or punctuation", "answer and more", "part of it",

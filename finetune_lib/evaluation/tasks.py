@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['LEVELS', 'Metric', 'METRICS', 'left_pad', 'greedy', 'generate_ids', 'until_stop', 'check_lengths', 'stop_tokens',
            'generate', 'normalize', 'exact_match', 'token_f1', 'rouge_scorer', 'rouge_l', 'Prediction', 'TaskScores',
-           'summarize', 'mean_scores', 'without_leaks', 'evaluate_instructions', 'require_references']
+           'summarize', 'mean_scores', 'without_leaks', 'scored', 'protocol_of', 'evaluate_instructions',
+           'require_references']
 
 # %% ../../nbs/05_evaluation/02_tasks.ipynb #4e16c6b3
 import hashlib
@@ -247,6 +248,29 @@ def without_leaks(
     """The same scores with the leaked questions left out; a report shows both."""
     return summarize([item for item in scores.predictions if item.id not in set(leaked)], scores.protocol)
 
+# %% ../../nbs/05_evaluation/02_tasks.ipynb #93d6e049
+def scored(
+    conversation,  # the question, a `Conversation`
+    question: tuple[list[int], str],  # its prompt as token ids, and the reference answer
+    answer: list[int],  # token ids; ends with a stop token if the model stopped
+    tokenizer,  # that made the prompt
+    stop_ids: list[int],  # tokens that end an answer
+    metrics: dict[str, Metric],  # name → function of (prediction, reference)
+) -> Prediction:
+    """One answer as text, with its scores."""
+    ids, reference = question
+    text = tokenizer.decode(answer, skip_special_tokens=True).strip()
+    scores = {name: float(metric(text, reference)) for name, metric in metrics.items()}
+    family = str(conversation.metadata.get("family", "all"))
+    return Prediction(conversation.id, family, tokenizer.decode(ids), reference, text, answer[-1] in stop_ids, scores)
+
+
+def protocol_of(tokenizer, max_new_tokens: int, stop_ids: list[int]) -> dict:
+    """How greedy answers come about; two models are compared only under the same protocol."""
+    template = hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
+    return {"decoding": "greedy", "max_new_tokens": max_new_tokens, "stop_ids": stop_ids, "normalization": "spaces",
+            "template": template}
+
 # %% ../../nbs/05_evaluation/02_tasks.ipynb #aef70ac3
 def evaluate_instructions(
     model: torch.nn.Module,  # base: the adapter switched off (`adapter_disabled`); tuned: the same model with it on
@@ -262,16 +286,9 @@ def evaluate_instructions(
     require_references(conversations, questions)
     prompts, pad = [ids for ids, _ in questions], tokenizer.pad_token_id
     answers = generate_ids(model, prompts, stop, pad, max_new_tokens, batch_size)
-    predictions = []
-    for conversation, (ids, reference), answer in zip(conversations, questions, answers, strict=True):
-        text = tokenizer.decode(answer, skip_special_tokens=True).strip()
-        scores = {name: float(metric(text, reference)) for name, metric in metrics.items()}
-        family = str(conversation.metadata.get("family", "all"))
-        predictions.append(Prediction(conversation.id, family, tokenizer.decode(ids), reference, text,
-                                      answer[-1] in stop, scores))
-    template = hashlib.sha256((tokenizer.chat_template or "").encode()).hexdigest()[:16]
-    return summarize(predictions, {"decoding": "greedy", "max_new_tokens": max_new_tokens, "stop_ids": stop,
-                                   "normalization": "spaces", "template": template})
+    predictions = [scored(conversation, question, answer, tokenizer, stop, metrics)
+                   for conversation, question, answer in zip(conversations, questions, answers, strict=True)]
+    return summarize(predictions, protocol_of(tokenizer, max_new_tokens, stop))
 
 
 def require_references(conversations: list, questions: list[tuple[list[int], str]]) -> None:

@@ -251,7 +251,6 @@ def test_an_unknown_dtype_is_refused_before_anything_is_loaded(tmp_path):
 
 
 
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "qwen2"])
 @pytest.mark.parametrize("r, rslora", [(1, False), (4, True), (8, False), (32, True)])
 def test_every_rank_and_scale_gives_pefts_weights(kind, r, rslora, make_model, adapt, tmp_path):
@@ -291,6 +290,22 @@ def test_rows_of_added_tokens_travel_into_the_merge(backend, make_model, adapt, 
     assert merged.get_input_embeddings().num_embeddings == 300
     merged.save_pretrained(tmp_path)
     verify_merge(AutoModelForCausalLM.from_pretrained(tmp_path), wanted).require()
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_two_adapters_that_are_active_at_once_give_pefts_weights(kind, make_model, adapt, prompts, tmp_path):
+    from peft import PeftModel
+
+    for seed, fields in enumerate([{"r": 4}, {"r": 2, "lora_alpha": 5}]):
+        save_adapter(adapt(make_model(kind), seed=seed, **fields), tmp_path / str(seed))
+    both = PeftModel.from_pretrained(make_model(kind), tmp_path / "0", adapter_name="one")
+    both.load_adapter(tmp_path / "1", adapter_name="two")
+    both.base_model.set_adapter(["one", "two"])
+    wanted = behavior(both.eval(), prompts[:4])
+    theirs = copy.deepcopy(both).merge_and_unload(adapter_names=["one", "two"]).state_dict()
+    merged = merge_adapter(both)
+    assert verify_merge(merged, wanted).require().difference <= 1e-5
+    assert all(torch.allclose(merged.state_dict()[name], theirs[name], atol=1e-6) for name in theirs)
 
 
 def test_a_full_disk_during_a_merge_leaves_nothing_behind(trained, tmp_path, monkeypatch):

@@ -1,4 +1,5 @@
 """Metrics of kept libraries and of form; kinds of failure; the task file for lm-evaluation-harness."""
+import importlib.util
 import json
 
 import pytest
@@ -6,22 +7,26 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune_lib.core import DataError
+from finetune_lib.core import DataError, MissingExtraError
 from finetune_lib.evaluation.metrics import (
     KINDS,
+    as_evaluate,
     at_most,
     bleu,
     chrf,
     corpus_scores,
     failures,
+    from_evaluate,
     json_valid,
     kind_of_failure,
     must_include,
     refusal,
     rouge,
+    similarity,
+    whole_set,
     write_harness_task,
 )
-from finetune_lib.evaluation.tasks import Prediction, evaluate_instructions, summarize
+from finetune_lib.evaluation.tasks import Prediction, evaluate_instructions, exact_match, summarize
 
 ANYTHING = st.text(st.characters(codec="utf-8"), max_size=40)
 
@@ -104,3 +109,84 @@ def test_a_task_file_holds_every_question_without_the_first_special_token(tokeni
     assert task["generation_kwargs"] == {"until": ["<|end|>"], "do_sample": False, "max_gen_toks": 17}
     with pytest.raises(DataError, match="at least one question"):
         write_harness_task([], tokenizer, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentence_transformers") is not None, reason="it is installed")
+def test_without_the_extra_similarity_names_it():
+    with pytest.raises(MissingExtraError, match=r"pip install 'finetune_lib\[similarity\]'"):
+        similarity("anywhere")
+
+
+MODULE = """
+import datasets
+import evaluate
+
+
+class SharedLetters(evaluate.Metric):
+    def _info(self):
+        return evaluate.MetricInfo(description="d", citation="c", inputs_description="", features=datasets.Features(
+            {"predictions": datasets.Value("string"), "references": datasets.Value("string")}))
+
+    def _compute(self, predictions, references, least=0):
+        shared = [len(set(said) & set(wanted)) for said, wanted in zip(predictions, references)]
+        return {"shared": sum(max(one, least) for one in shared) / len(shared), "count": len(shared)}
+"""
+
+
+@pytest.fixture(scope="module")
+def shared_letters(tmp_path_factory):
+    """A metric that somebody wrote for `evaluate`, in a local folder."""
+    import evaluate
+
+    folder = tmp_path_factory.mktemp("modules") / "shared_letters"
+    folder.mkdir()
+    (folder / "shared_letters.py").write_text(MODULE)
+    return evaluate.load(str(folder), cache_dir=str(folder / "cache"), keep_in_memory=True)
+
+
+def test_a_module_of_evaluate_is_a_metric_of_an_evaluation(shared_letters, llama, tokenizer, conversations):
+    metrics = {"shared": from_evaluate(shared_letters, "shared"),
+               "at least 3": from_evaluate(shared_letters, "shared", least=3)}
+    found = evaluate_instructions(llama, tokenizer, conversations[:5], metrics, 4)
+    for one in found.predictions:
+        shared = len(set(one.prediction) & set(one.reference))
+        assert one.scores == {"shared": shared, "at least 3": max(3, shared)}
+    whole = whole_set(shared_letters, found)
+    assert whole == {"shared": pytest.approx(found.means["shared"]), "count": 5}
+
+
+@pytest.mark.parametrize("result, key, message", [
+    ({"a": 1.0, "b": 2.0}, None, "got a, b; name one"), ({"a": 1.0}, "b", "got a; name one"), ({}, None, "one number"),
+    ({"a": "much"}, None, "give a number, got 'much'"), ({"a": [1, 2]}, "a", "give a number"),
+    ({"a": float("nan")}, "a", "finite number, got nan")])
+def test_what_is_not_one_number_is_refused(result, key, message):
+    class Module:
+        def compute(self, predictions, references):
+            return result
+
+    with pytest.raises(DataError, match=message):
+        from_evaluate(Module(), key)("said", "wanted")
+
+
+def test_a_list_of_one_number_is_a_number():
+    class Module:
+        def compute(self, predictions, references):
+            return {"scores": [0.25]}
+
+    assert from_evaluate(Module())("said", "wanted") == 0.25
+
+
+def test_ours_are_a_module_of_evaluate():
+    import evaluate
+
+    said, wanted = ["an owl", "a hut", "elm"], ["an owl", "a pony", "elm"]
+    ours = as_evaluate({"exact_match": exact_match, "chrf": chrf})
+    means = {"exact_match": pytest.approx(2 / 3), "chrf": pytest.approx(sum(map(chrf, said, wanted)) / 3)}
+    assert isinstance(ours, evaluate.EvaluationModule) and ours.compute(predictions=said, references=wanted) == means
+    for pair in zip(said, wanted, strict=True):
+        ours.add(prediction=pair[0], reference=pair[1])
+    assert ours.compute() == means
+    both = evaluate.combine([ours, as_evaluate({"json": json_valid})])
+    assert both.compute(predictions=said, references=wanted) == {**means, "json": 0.0}
+    with pytest.raises(DataError, match="at least one answer"):
+        ours.compute(predictions=[], references=[])

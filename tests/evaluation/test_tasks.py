@@ -47,12 +47,25 @@ def test_adapted_models_of_both_back_ends_answer_alike_in_batches(backend, make_
 
 
 @pytest.mark.parametrize("backend", ["own", "bitsandbytes"])
-def test_a_4_bit_model_answers_alike_in_batches(backend, base_folder, prompts):
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_4_bit_model_answers_alike_in_batches(backend, adapted, base_folder, adapt, prompts):
     from finetune_lib.qlora.loading import QuantizationConfig, load_base
 
     model = load_base(base_folder(), QuantizationConfig(), backend, device="cpu")
+    model = adapt(model) if adapted else model
     batched = generate_ids(model, prompts[:8], [1], 2, max_new_tokens=8)
     assert batched == [generate_ids(model, [prompt], [1], 2, max_new_tokens=8)[0] for prompt in prompts[:8]]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_a_merged_model_answers_alike_in_batches_and_as_its_adapter_did(kind, make_model, adapt, prompts):
+    from finetune_lib.evaluation.merge import merge_adapter
+
+    adapted = adapt(make_model(kind))
+    before = generate_ids(adapted, prompts[:8], [1], 2, max_new_tokens=8)
+    merged = merge_adapter(adapted)
+    assert generate_ids(merged, prompts[:8], [1], 2, max_new_tokens=8) == before
+    assert [generate_ids(merged, [prompt], [1], 2, max_new_tokens=8)[0] for prompt in prompts[:8]] == before
 
 
 def test_answers_end_with_the_first_stop_token_and_never_go_past_it(llama, prompts):

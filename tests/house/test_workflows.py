@@ -49,6 +49,16 @@ def test_ci_runs_on_every_python_and_system_promised():
     assert {name.split("-")[0] for name in matrix["os"]} == {"ubuntu", "macos"}
 
 
+def test_ci_makes_every_export_and_keeps_what_was_measured():
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))["jobs"]["export"]
+    commands = [step.get("run", "") for step in job["steps"]]
+    assert commands.index("make test-export") > next(place for place, command in enumerate(commands)
+                                                     if command.endswith("make .venv/export/installed"))
+    assert "runs/export/report.json" in [step.get("with", {}).get("path") for step in job["steps"]]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "\ntest-export: $(EXPORT)/installed" in makefile and "\n$(EXPORT)/installed: $(STAMP)" in makefile
+
+
 def test_the_ci_script_is_executable_bash_and_calls_the_test_command():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK)
