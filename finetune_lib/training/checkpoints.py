@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -245,9 +246,11 @@ def optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """The optimizer's memory, by `parameter name/what`: a name stays right where a position would not."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {f"{names[id(parameter)]}/{what}": value.detach().cpu().contiguous()
-            for parameter, memory in optimizer.state.items() for what, value in memory.items()
-            if isinstance(value, torch.Tensor)}
+    found = {f"{names[id(parameter)]}/{what}": value.detach().cpu().contiguous()
+             for parameter, memory in optimizer.state.items() for what, value in memory.items()
+             if isinstance(value, torch.Tensor)}
+    places = Counter(value.data_ptr() for value in found.values())  # in 8 bits all share one table of values
+    return {name: value.clone() if places[value.data_ptr()] > 1 else value for name, value in found.items()}
 
 
 def load_optimizer(
