@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['TOLERANCE', 'DTYPES', 'TEXTS', 'merged_weight', 'adapted_layers', 'low_rank', 'merged_layer', 'merge_adapter',
            'on_float', 'untie', 'Behavior', 'behavior', 'watching', 'largest_difference', 'MergeCheck', 'verify_merge',
-           'first_difference', 'whole_folder', 'check_base', 'same_model', 'merged_before', 'merge_folder']
+           'first_difference', 'whole_folder', 'disk_full', 'check_base', 'same_model', 'merged_before', 'merge_folder']
 
 # %% ../../nbs/05_evaluation/04_merge.ipynb #57d28048
+import errno
 import math
 import os
 import shutil
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import ExportError, load_tokenizer, read_json, sha256, write_json
+from ..core import ExportError, ResourceError, load_tokenizer, read_json, sha256, write_json
 from .tasks import generate_ids, stop_tokens
 from ..lora.adapter import LoRALinear, load_adapter, save_adapter
 from ..lora.files import TrainedCopy
@@ -235,9 +236,18 @@ def whole_folder(
         yield part
         part.chmod(0o755)
         os.replace(part, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
+        if disk_full(error):
+            raise ResourceError(f"the disk must have room for the whole folder {folder}, got {error}; free some, or "
+                                "name another place") from error
         raise
+
+
+def disk_full(error: BaseException) -> bool:
+    """Whether there was no room on a disk; safetensors says so in its message alone."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return getattr(error, "errno", None) in numbers or any(f"(os error {number})" in str(error) for number in numbers)
 
 # %% ../../nbs/05_evaluation/04_merge.ipynb #deb8a347
 def check_base(

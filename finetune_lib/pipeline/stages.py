@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['prepare', 'held_out', 'measure', 'baseline', 'device_of', 'load_evaluation', 'base_of_training', 'quantization_of',
            'trainable', 'save_trained', 'train', 'progress', 'watch', 'memory_share', 'evaluate', 'tuned', 'merge',
-           'some_prompts', 'rounded', 'export']
+           'some_prompts', 'rounded', 'lineage', 'export']
 
 # %% ../../nbs/06_pipeline/04_stages.ipynb #def7daa5
 import shutil
@@ -291,6 +291,19 @@ def rounded(config: FinetuneConfig, folder: Path, out: Path):
     tokenizer_of(config).save_pretrained(out)
     return check
 
+# %% ../../nbs/06_pipeline/04_stages.ipynb #b2db8b1c
+def lineage(
+    config: FinetuneConfig,
+    folder: Path,  # the run's folder
+) -> dict[str, Any]:
+    """Where an export comes from: the base, settings and files that were read, adapter and merge by hash, versions."""
+    made = {name: read_manifest(folder, name, needed_by="export") for name in ("prepare", "train", "merge")}
+    read = {key: value for one in made.values() for key, value in one["inputs"].items() if "/" not in key}
+    trained = {name: digest for name, digest in made["train"]["outputs"].items()
+               if name.startswith(("adapter/", "model/"))}
+    return {"base": config.model.name_or_path, "method": config.method, "settings_and_files": read,
+            "trained": trained, "merged": made["merge"]["outputs"], "versions": made["train"]["versions"]}
+
 # %% ../../nbs/06_pipeline/04_stages.ipynb #62fd78d8
 @stage
 def export(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> dict:
@@ -301,12 +314,13 @@ def export(config: FinetuneConfig, folder: Path, out: Path, log: Callable) -> di
     from finetune_lib.qlora.loading import load_base
 
     base, tuned = (load_evaluation(folder / name / "evaluation.json") for name in ("baseline", "evaluate"))
-    card = model_card(Report({"base": base, "tuned": tuned}, [], {}), "tuned", title=folder.name,
+    comes_from = lineage(config, folder)
+    card = model_card(Report({"base": base, "tuned": tuned}, [], comes_from), "tuned", title=folder.name,
                       base_model=config.model.name_or_path)
     model = load_base(folder / "merge" / "model", dtype=config.merge.dtype, device="cpu")
     manifest = export_huggingface(
         model, tokenizer_of(config), out / "huggingface", card=card,
         wanted=behavior(model, some_prompts(config, folder)), max_new_tokens=config.evaluation.max_new_tokens,
-        base=config.model.name_or_path, method=config.method)
+        **comes_from)
     size = sum(one["bytes"] for one in manifest["files"].values())
     return {"files": len(manifest["files"]), "mebibytes": round(size / 2**20, 2)}

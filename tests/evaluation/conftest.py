@@ -1,5 +1,6 @@
 """Tiny real models with random weights, and a byte tokenizer with the course's template, made on the spot."""
 import random
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -116,3 +117,19 @@ def adapt():
                 parameter.add_(0.05 * torch.randn_like(parameter))
         return model.eval()
     return attach
+
+
+@pytest.fixture
+def small_disk():
+    """`with small_disk():` no file may grow beyond 100 kB, as on a disk that is full; what is there can be read."""
+    import resource
+
+    @contextmanager
+    def limited():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return limited

@@ -7,7 +7,7 @@ import pickle
 import pytest
 import torch
 
-from finetune_lib.core import ExportError
+from finetune_lib.core import ExportError, ResourceError
 from finetune_lib.evaluation.export import (
     check_manifest,
     export_huggingface,
@@ -147,3 +147,9 @@ def test_a_manifest_written_twice_is_the_same(exported):
 def test_the_card_ends_with_a_script_that_is_python(exported):
     readme = (exported()[0] / "README.md").read_text()
     assert ast.parse(readme.split("```python\n")[1].split("```")[0]).body
+
+
+def test_a_full_disk_leaves_nothing_behind_and_says_so(make_model, tokenizer, tmp_path, small_disk):
+    with small_disk(), pytest.raises(ResourceError, match="room for the whole folder"):
+        export_huggingface(make_model(), tokenizer, tmp_path / "out")
+    assert not list(tmp_path.iterdir())

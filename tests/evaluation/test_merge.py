@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from finetune_lib.core import ExportError
+from finetune_lib.core import ExportError, ResourceError
 from finetune_lib.evaluation.merge import (
     TOLERANCE,
     MergeCheck,
@@ -308,17 +308,18 @@ def test_two_adapters_that_are_active_at_once_give_pefts_weights(kind, make_mode
     assert all(torch.allclose(merged.state_dict()[name], theirs[name], atol=1e-6) for name in theirs)
 
 
-def test_a_full_disk_during_a_merge_leaves_nothing_behind(trained, tmp_path, monkeypatch):
-    import errno
-
-    from finetune_lib.evaluation import merge
-
-    def full(*args, **kwargs):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
+def test_a_full_disk_during_a_merge_leaves_nothing_behind_and_says_so(trained, tmp_path, small_disk):
     base, adapter = trained()
     before = sorted(path.name for path in tmp_path.iterdir())
-    monkeypatch.setattr(merge, "write_json", full)
-    with pytest.raises(OSError, match="No space left"):
+    with small_disk(), pytest.raises(ResourceError, match="room for the whole folder"):
         merge_folder(base, adapter, tmp_path / "merged")
     assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("error, full", [
+    (OSError(28, "No space left on device"), True), (OSError(2, "no file"), False), (ValueError("room"), False),
+    (RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"), True)])
+def test_a_full_disk_is_known_from_other_errors(error, full, tmp_path):
+    with pytest.raises(ResourceError if full else type(error)), whole_folder(tmp_path / "new"):
+        raise error
+    assert not list(tmp_path.iterdir())

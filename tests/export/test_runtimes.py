@@ -2,6 +2,7 @@
 import ast
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from finetune_lib.core import ExportError
-from finetune_lib.evaluation.export import check_manifest, rendered
+from finetune_lib.evaluation.export import check_manifest, leaving, rendered
 from finetune_lib.evaluation.formats import write_gguf
 from finetune_lib.evaluation.runtimes import (
     BOUNDS,
@@ -55,6 +56,17 @@ def test_a_folder_is_whole_and_says_what_was_measured(name, exported):
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["format"] == name and manifest["lineage"]["perplexity"] == exported[1][name].perplexity
     assert not list(folder.glob("whole*")) and folder.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize("name", ["hf", *NAMES])
+def test_a_proven_folder_may_be_pushed_whole_and_a_spoiled_one_not(name, exported, tmp_path):
+    folder = shutil.copytree(exported[0] / name, tmp_path / name)
+    assert leaving(folder) == sorted(path.name for path in folder.iterdir())
+    with open(next(folder.glob("model.*")), "r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x01\x02")
+    with pytest.raises(ExportError, match="changed"):
+        leaving(folder)
 
 
 @pytest.mark.parametrize("name", ["gguf-f16", "onnx"])

@@ -14,7 +14,7 @@ WORDS = "an owl in the elm pony hut river stone".split()
 def encoder(tmp_path_factory):
     """(folder of a tiny random sentence encoder, the encoder itself)."""
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
     folder = tmp_path_factory.mktemp("encoder")
