@@ -131,7 +131,8 @@ def _check_file(path: Path) -> str:
     if not path.is_file():
         raise DataError(f"a data file must be a plain file, got {path.name!r}, a pipe or device; write it out first")
     if kind not in READERS:
-        raise DataError(f"a data file must end in {', '.join(READERS)} (or .gz after it), got {path.name!r}")
+        raise DataError(f"a data file must end in {', '.join(READERS)} (or .gz after it), got {path.name!r}; "
+                        "save it as one of these")
     return kind
 
 # %% ../../nbs/01_data/01_files.ipynb #253b1d60
@@ -156,4 +157,4 @@ def read_rows(
         lost = RecordError("damaged_file", f"cannot be read on behind line {line}: {error}")
         yield line + 1, problem_at(path, line + 1, lost, "")
     if not line:
-        raise DataError(f"{path.name} is empty; a data file needs at least one row")
+        raise DataError(f"{path.name} is empty, got no row; a data file needs at least one")

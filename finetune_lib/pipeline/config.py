@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SHORT_FORMS', 'ALSO_CALLED', 'BOOLEAN', 'NUMBER', 'Section', 'expand', 'ModelSection', 'DataSection', 'LoRASection',
            'QuantizationSection', 'TrainingSection', 'EvaluationSection', 'MergeSection', 'OutputSection',
-           'FinetuneConfig', 'fields_at', 'explain', 'validated', 'StrictLoader', 'read_yaml', 'merged', 'file_layers',
-           'ready_configs', 'from_dots', 'from_environment', 'config_path', 'layers', 'load_config', 'spelled_out',
-           'flat', 'origins', 'to_yaml']
+           'FinetuneConfig', 'fields_at', 'explain', 'SettingsError', 'validated', 'StrictLoader', 'read_yaml',
+           'merged', 'file_layers', 'ready_configs', 'from_dots', 'from_environment', 'from_variable', 'as_values',
+           'config_path', 'layers', 'load_config', 'spelled_out', 'flat', 'origins', 'to_yaml']
 
 # %% ../../nbs/06_pipeline/01_config.ipynb #fa5f9506
 import os
@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from ..core import ConfigError, data_folder, suggest
 from ..lora.adapter import LoRAConfig
@@ -183,27 +184,37 @@ def explain(
     """One finding of pydantic as a clause for people."""
     where = ".".join(str(part) for part in error["loc"]) or "the configuration"
     if error["type"] == "extra_forbidden":
-        name = str(error["loc"][-1])
-        if name in ALSO_CALLED:
-            return f"unknown setting {where}; did you mean {ALSO_CALLED[name]!r}?"
-        return f"unknown setting {where}; {suggest(name, fields_at(error['loc']))}"
+        name, section = str(error["loc"][-1]), ".".join(map(str, error["loc"][:-1])) or "the configuration"
+        known = ALSO_CALLED.get(name)
+        hint = f"did you mean {known!r}?" if known else suggest(name, fields_at(error["loc"]))
+        return f"unknown setting {where}, since {section} has no {name!r}; {hint}"
     if error["type"] == "missing":
-        return f"{where} is missing; give it in the file, or with --set {where}=…"
+        return f"{where} is missing, since it has no default; give it in the file, or with --set {where}=…"
     reason = re.sub(r"^(Value error|Assertion failed), ", "", error["msg"])
+    put = f"put it right in the file, or with --set {where}=…"
     if error["type"] == "value_error":
-        return f"{where}: {reason}"
-    return f"{where}: {reason}, got {error['input']!r}; put it right in the file, or with --set {where}=…"
+        said = reason.replace("; got ", ", got ")
+        because = ": " if ", got " in said else " cannot be, since "
+        return f"{where}{because}{said}{'' if '; ' in said else f'; {put}'}"
+    return f"{where}: {reason}, got {error['input']!r}; {put}"
+
+# %% ../../nbs/06_pipeline/01_config.ipynb #d1validated
+class SettingsError(ConfigError):
+    """Settings that cannot be: one argument for each."""
+
+    def __str__(self) -> str:
+        return "; ".join(self.args)
 
 
 def validated(
     values: Mapping[str, Any],  # sections, as read from YAML
     origin: str = "the configuration",  # file name for the message
 ) -> FinetuneConfig:
-    """The frozen configuration, or one ConfigError with all findings."""
+    """The frozen configuration, or one SettingsError with all findings."""
     try:
         return FinetuneConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(explain(item) for item in error.errors())) from None
+        raise SettingsError(*(f"{origin}: {explain(item)}" for item in error.errors())) from None
 
 # %% ../../nbs/06_pipeline/01_config.ipynb #24e33c3a
 class StrictLoader(yaml.SafeLoader):
@@ -266,7 +277,8 @@ def file_layers(
         raise ConfigError(f"base: must not come back to a file that led here, got {path.name} again; "
                           "take one base: out")
     if not path.is_file():
-        raise ConfigError(f"the configuration {str(path)!r} does not exist; ready ones: {', '.join(ready_configs())}")
+        raise ConfigError(f"a configuration must be a file, got {str(path)!r}, which does not exist; ready ones: "
+                          f"{', '.join(ready_configs())}")
     values = read_yaml(path.read_text(encoding="utf-8"), str(path)) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold settings (key: value), got {type(values).__name__}; see `finetune init`")
@@ -298,7 +310,23 @@ def from_environment(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Overrides from variables such as FINETUNE_LORA__R; names without two underscores (FINETUNE_DATA) are not ours."""
     names = sorted(name for name in environment if name.startswith("FINETUNE_") and "__" in name)
-    return [(f"${name}", from_dots(f"{name[9:].lower().replace('__', '.')}={environment[name]}")) for name in names]
+    return [(f"${name}", as_values(from_variable(name, environment[name]), f"${name}")) for name in names]
+
+
+def from_variable(name: str, text: str) -> dict[str, Any]:
+    """One variable, taken apart by pydantic-settings: {"lora": {"r": "4"}} of FINETUNE_LORA__R=4."""
+    section = name.removeprefix("FINETUNE_").partition("__")[0].lower()
+    settings = create_model("Variables", __base__=BaseSettings, **{section: (dict[str, Any], {})})
+    source = EnvSettingsSource(settings, env_prefix="FINETUNE_", env_nested_delimiter="__")
+    source.env_vars = {name.lower(): text}
+    return source()
+
+
+def as_values(values: Any, origin: str) -> Any:
+    """Texts of a nested mapping read as YAML, as in a file."""
+    if isinstance(values, dict):
+        return {key: as_values(value, origin) for key, value in values.items()}
+    return read_yaml(values, origin) if isinstance(values, str) else values
 
 # %% ../../nbs/06_pipeline/01_config.ipynb #22e32000
 def config_path(
