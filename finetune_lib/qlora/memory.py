@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MIB', 'GIB', 'CARDS', 'resident', 'give_back', 'sampled', 'highest', 'StageMemory', 'MemoryMonitor', 'plot_stages',
-           'MemoryEstimate', 'Sizes', 'measure', 'static_bytes', 'as_config', 'check_request', 'estimate_memory',
+           'MemoryEstimate', 'Sizes', 'measure', 'static_bytes', 'check_request', 'kept_bytes', 'estimate_memory',
            'card_bytes', 'Fit', 'will_it_fit', 'largest_batch', 'smallest_change']
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #d7835794
@@ -12,6 +12,7 @@ import ctypes
 import gc
 import sys
 import threading
+from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -21,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ..core import COLORS, ConfigError, suggest
-from .activations import Adapted, activation_parts, skeleton
-from .loading import find_config
+from .activations import Adapted, activation_parts, as_config, eight_bit_parts, skeleton
 from .nf4 import bits_per_weight
 
 if TYPE_CHECKING:
@@ -168,6 +168,7 @@ class MemoryEstimate:
 
     parts: dict[str, int]
     moment: str  # start of backward, last or first layer's backward, or optimizer's step
+    passes: int = 0  # the most that forward and backward add to what is always there, whatever the moment of the peak
 
     @property
     def total(self) -> int:
@@ -192,6 +193,7 @@ class Sizes:
     head: int  # weights of the output layer
     quantized_layers: tuple[int, ...]  # weights of each such layer
     widest: int = 0  # outputs of the widest of them
+    rows: int = 0  # outputs of all of them together: in 8 bits each has a scale
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #c5fed786
 def measure(
@@ -206,8 +208,9 @@ def measure(
     adapters = sum(p.numel() for name, p in model.named_parameters() if "lora_" in name)
     total = sum(p.numel() for p in model.parameters()) - adapters
     head = model.get_output_embeddings().weight.numel()
+    rows = [len(layer.lora_B) for layer in adapted]
     return Sizes(sum(layers), total - sum(layers), 0 if method == "full" else adapters, max(layers), head, layers,
-                 max(len(layer.lora_B) for layer in adapted))
+                 max(rows), sum(rows))
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #e7d26460
 def static_bytes(
@@ -230,23 +233,26 @@ def static_bytes(
     return {"weights": weights, "constants": round(constants), "adapters": 4 * sizes.adapters,
             "gradients": one * trained, "optimizer": optimizer_bytes * trained}
 
-# %% ../../nbs/03_qlora/03_memory.ipynb #4fbdbcb1
-def as_config(
-    model: "str | Path | PreTrainedConfig | PreTrainedModel",
-) -> "PreTrainedConfig":
-    """The configuration of whatever names a model."""
-    return find_config(model) if isinstance(model, (str, Path)) else getattr(model, "config", model)
-
 # %% ../../nbs/03_qlora/03_memory.ipynb #293d597f
-def check_request(method: str, dtype: str, optimizer: str, batch: int, length: int) -> None:
+def check_request(method: str, bits: int, dtype: str, optimizer: str, batch: int, length: int) -> None:
     """Refuse words that mean nothing here, and sizes below one."""
-    for what, got, known in (("method", method, ["full", "lora", "qlora"]),
+    for what, got, known in (("method", method, ["full", "lora", "qlora"]), ("bits", str(bits), ["4", "8"]),
                              ("dtype", dtype, ["float32", "bfloat16", "float16"]),
                              ("optimizer", optimizer, ["adamw", "adamw_8bit", "sgd"])):
         if got not in known:
             raise ConfigError(f"unknown {what} {got!r}; {suggest(got, known)}")
     if batch < 1 or length < 1:
         raise ConfigError(f"batch and length must be at least 1, got {batch} and {length}")
+
+# %% ../../nbs/03_qlora/03_memory.ipynb #0e0ff7b0
+def kept_bytes(sizes: Sizes, method: str, eight: bool, weight_bytes: int, double_quant: bool, optimizer: str,
+               device: str) -> tuple[dict[str, int], int]:
+    """`static_bytes` with a GPU's context; the gradients apart, since they are not always there."""
+    static = static_bytes(sizes, method, weight_bytes, double_quant, {"adamw": 8, "adamw_8bit": 2, "sgd": 0}[optimizer])
+    if eight:  # a byte a weight, and a float32 for each row
+        static |= {"weights": sizes.quantized + sizes.other * weight_bytes, "constants": 4 * sizes.rows}
+    gradients = static.pop("gradients")
+    return static | {"overhead": GIB // 2 if device == "cuda" else 0}, gradients
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #9428fe17
 def estimate_memory(
@@ -259,6 +265,7 @@ def estimate_memory(
     gradient_checkpointing: bool = False,
     dtype: str = "float32",  # of weights not in 4 bits, and of activations: float32, bfloat16 or float16
     double_quant: bool = True,
+    bits: Literal[4, 8] = 4,  # of the linear layers in qlora
     optimizer: Literal["adamw", "adamw_8bit", "sgd"] = "adamw",
     attention: Literal["fused", "eager"] = "fused",
     accumulation: int = 1,  # micro-batches in a step: from the second on, gradients are there during forward too
@@ -267,30 +274,29 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Peak memory of training, in bytes by part, from the configuration alone: nothing is downloaded or allocated."""
     config = as_config(model)
-    check_request(method, dtype, optimizer, batch, length)
-    kind = getattr(torch, dtype)
-    sizes = measure(config, method, r)
-    state = {"adamw": 8, "adamw_8bit": 2, "sgd": 0}[optimizer]
-    static = static_bytes(sizes, method, kind.itemsize, double_quant, state)
-    gradients = static.pop("gradients")
-    static["overhead"] = GIB // 2 if device == "cuda" else 0
+    check_request(method, bits, dtype, optimizer, batch, length)
+    kind, sizes = getattr(torch, dtype), measure(config, method, r)
+    eight = method == "qlora" and bits == 8
+    static, gradients = kept_bytes(sizes, method, eight, kind.itemsize, double_quant, optimizer, device)
     rows = batch * length if logit_rows is None else logit_rows
-    outside, layer, inputs = activation_parts(config, method, batch, length, r, dtype, attention, lora_dropout)
-    kept = outside + (inputs if gradient_checkpointing else layer * config.num_hidden_layers)
-    again = layer if gradient_checkpointing else 0  # activations of the layer that is computed a second time
+    of_layers, depth = eight_bit_parts if eight else activation_parts, config.num_hidden_layers
+    outside, layer, inputs = of_layers(config, method, batch, length, r, dtype, attention, lora_dropout)
+    kept = outside + (inputs if gradient_checkpointing else layer * depth)
+    again = kept + (layer if gradient_checkpointing else 0)  # with the layer that is computed a second time
     logits = 3 * 4 * rows * config.vocab_size  # log-probabilities, their gradient and the logits', in float32
     transient = 3 * batch * length * sizes.widest * kind.itemsize  # gradients of a gated product and its two factors
-    unpacked = 2 * 4 * sizes.largest if method == "qlora" else 0  # values and product of the largest layer, in float32
+    unpacked = (4 if eight else 8) * sizes.largest if method == "qlora" else 0  # the largest layer, values and product
     early = gradients if accumulation > 1 else 4 * sizes.head if method == "full" else 0
     start = {**static, "gradients": early, "activations": kept, "logits": logits, "unpacked": 0}
-    inside = {**start, "activations": kept + again, "logits": 0, "unpacked": unpacked, "transient": transient}
-    depth, tied = config.num_hidden_layers, getattr(config, "tie_word_embeddings", False)
-    missing = sizes.quantized // depth + (0 if tied else sizes.head)  # the first layer and the embedding come last
+    inside = {**start, "activations": again, "logits": 0, "unpacked": unpacked, "transient": transient}
+    untied = 0 if getattr(config, "tie_word_embeddings", False) else sizes.head
+    missing = sizes.quantized // depth + untied  # the first layer and the embedding come last
     late = missing / (sizes.quantized + sizes.other) if method == "full" else 1 / depth
     first = {**inside, "gradients": round((1 - late) * gradients), "activations": layer + inputs // depth}
     moments = {"start of backward": start, "last layer's backward": inside, "first layer's backward": first,
                "optimizer's step": {**static, "gradients": gradients}}
-    return max((MemoryEstimate(parts, moment) for moment, parts in moments.items()), key=lambda one: one.total)
+    passes = max(sum(parts.values()) for parts in (start, inside, first)) - sum(static.values())
+    return max((MemoryEstimate(parts, moment, passes) for moment, parts in moments.items()), key=lambda one: one.total)
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #2249ae2a
 CARDS = {  # GiB of memory, as sold
@@ -354,15 +360,8 @@ def will_it_fit(
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #622769bf
 def largest_batch(total, capacity: int) -> int:
-    """The largest micro-batch, to the next power of two and then by halving the gap."""
-    low = 1
-    while total(batch=2 * low) <= capacity and low < 4096:
-        low *= 2
-    high = 2 * low
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if total(batch=middle) <= capacity else (low, middle)
-    return low if total(batch=low) <= capacity else 0
+    """The largest micro-batch whose total is not above the capacity: memory grows with the batch, so halve the gap."""
+    return bisect_right(range(1, 8192), capacity, key=lambda batch: total(batch=batch))
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #cfd2a841
 def smallest_change(total, capacity: int) -> str:

@@ -198,7 +198,10 @@ def test_our_layers_are_copied_and_moved_like_any_other(folders, ids):
 
 
 def test_the_table_of_what_is_installed_names_each_library():
-    assert {"torch", "transformers", "peft", "bitsandbytes"} <= {row[0] for row in installed().rows}
+    names = {row[0]: row for row in installed().rows}
+    assert {"torch", "transformers", "peft", "bitsandbytes", "bfloat16", "4-bit kernels"} <= set(names)
+    assert names["flash attention"][2] == (torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0))
+    assert names["flash attention"][2] or names["flash attention"][3]
 
 
 # ---- the guard, whatever comes after an evaluation ---------------------------------------------------------------
