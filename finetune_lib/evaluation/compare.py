@@ -9,6 +9,7 @@ __all__ = ['COLUMNS', 'FORGETTING_LIMIT', 'PAGE', 'CARD', 'Interval', 'paired_bo
 
 # %% ../../nbs/05_evaluation/03_compare.ipynb #23a176fa
 import base64
+import html
 import io
 import itertools
 import json
@@ -260,6 +261,9 @@ class Report:
         return {**self.details, "models": models, "leaked": self.leaked, "without_leaks": self.without_leaks,
                 "comparisons": {name: one.to_dict() for name, one in self.comparisons.items()}}
 
+    def _repr_html_(self) -> str:  # the page in a frame of its own: its style is not the notebook's
+        return f'<iframe sandbox="" srcdoc="{html.escape(report_html(self))}" width="100%" height="600"></iframe>'
+
 # %% ../../nbs/05_evaluation/03_compare.ipynb #a06ca67e
 PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>Evaluation report</title>
@@ -305,11 +309,10 @@ def report_html(report: Report) -> str:
     """One HTML page, plots inside, nothing loaded from elsewhere; every text from a model is escaped."""
     from jinja2 import Environment, StrictUndefined
 
-    comparisons = report.comparisons
-    changes = {name: picture(plot_differences(one)) for name, one in comparisons.items()}
+    changes = {name: picture(plot_differences(one)) for name, one in report.comparisons.items()}
     page = Environment(autoescape=True, undefined=StrictUndefined).from_string(PAGE)
     return page.render(models=report.to_dict()["models"], leaked=report.leaked, clean=report.without_leaks,
-                       comparisons=comparisons, changes=changes, bars=picture(plot_families(report.evaluations)),
+                       comparisons=report.comparisons, changes=changes, bars=picture(plot_families(report.evaluations)),
                        columns=COLUMNS, limit=FORGETTING_LIMIT, colors=COLORS,
                        details=json.dumps(report.details, indent=2, default=str))
 

@@ -1,4 +1,5 @@
 """Comparisons are on identical data, intervals hold what they promise, reports show everything."""
+import html
 import itertools
 import json
 from dataclasses import replace
@@ -152,6 +153,13 @@ def test_the_page_is_whole_shows_what_got_worse_and_escapes_what_models_say(tmp_
     assert "<script>alert" not in page and "&lt;script&gt;" in page and "&lt;b&gt;" in page
     assert "src=\"http" not in page and page.count("data:image/png;base64,") == 2
     assert 'class="bad">\n+171.8 %' in page and "q1" in page and "Worse: a" in page
+
+
+def test_in_a_notebook_a_report_is_its_page_in_a_frame_where_nothing_runs():
+    report = Report({"base": evaluation([0, 1, 0]), "tuned": evaluation([1, 1, 0])}, [], {"note": '"><script>'})
+    shown = report._repr_html_()
+    assert shown.startswith('<iframe sandbox="" srcdoc="') and shown.count('"') == 8 and "<script>" not in shown
+    assert html.unescape(shown.split('srcdoc="')[1].split('"')[0]) == report_html(report)
 
 
 def test_a_report_needs_a_base(tmp_path):
