@@ -63,7 +63,7 @@ def test_the_skeleton_is_an_orphan_without_solution_lines_or_authors_files(repos
     assert "milestones/02_lora/checks.py" in files and "finetune_lib/lora/scale.py" in files
     assert not [file for file in files if "mistakes" in file or "alternatives" in file or file.startswith("tests/")]
     library = git(repository, "show", "skeleton:finetune_lib/lora/scale.py")
-    assert 'raise NotImplementedError("task 2.3: write Layer.forward")' in library and "# TODO 2: add what" in library
+    assert 'raise NotImplementedError("task 2.3: write Layer.forward;' in library and "# TODO 2: add what" in library
     assert "base_answer" not in library
 
 

@@ -1,5 +1,6 @@
 """A grade is taken in a fresh process from the notebooks alone; a hostile one gains no points and loses no report."""
 import json
+import re
 import shutil
 
 import jsonschema
@@ -77,7 +78,7 @@ def test_points_are_for_what_is_right_and_the_exported_library_is_not_believed(k
     folder = submission({"2.2": blank})
     library = folder / "finetune_lib/lora/scale.py"
     library.write_text(
-        library.read_text().replace('raise NotImplementedError("task 2.2: write product")', "return x @ a.T @ b.T")
+        re.sub(r'raise NotImplementedError\("task 2.2: .*"\)', "return x @ a.T @ b.T", library.read_text())
     )
     report = grade(folder, kit=kit, limits=LIMITS)
     assert_known(report)

@@ -46,13 +46,14 @@ def test_signature_docstring_and_steps_stay_and_code_goes():
     assert "alpha: float,  # strength of the adapter" in text and "# 9. not a step" in text
     assert "    # TODO 1: refuse a rank\n    #    that cannot be\n    # TODO 2: divide\n" in text
     assert "alpha / r" not in text and "why not" not in text and "# not a step\n" not in text
-    assert text.endswith('    raise NotImplementedError("task 2.1: write scaling")\n')
+    assert text.endswith('    raise NotImplementedError("task 2.1: write scaling; written already? '
+                         'course check 2.1 exports it")\n')
 
 
 def test_only_the_named_methods_of_a_class_are_blanked():
     text = blank(CLASS)
     assert "self.r = r" in text and "def width(self): return self.base.shape[0]" in text
-    assert "x @ self.base" not in text and 'raise NotImplementedError("task 2.3: write Layer.forward")' in text
+    assert "x @ self.base" not in text and 'raise NotImplementedError("task 2.3: write Layer.forward;' in text
     assert "# TODO 1: through the base" in text
 
 
