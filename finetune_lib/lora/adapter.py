@@ -86,7 +86,7 @@ def freeze(
     # 1. Everything stops learning, base and adapters alike.
     model.requires_grad_(False)
     for module in model.modules():
-        # 2. A and B of each wrapped layer start again, and so do layers trained in full.
+        # 2. A and B of each wrapped layer start again, and what a TrainedCopy calls `tuned`.
         if isinstance(module, LoRALinear):
             module.lora_A.requires_grad_(True)
             module.lora_B.requires_grad_(True)
@@ -206,8 +206,8 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 def adapter_state_dict(
     model: nn.Module,  # adapted, by us or by peft
 ) -> dict[str, Tensor]:
-    """Name → tensor of what the adapter learned and nothing of the base, under the names that peft's files use."""
-    # 1. A model that peft adapted knows its own.
+    """Name → detached tensor of what the adapter learned, nothing of the base, under the names of peft's files."""
+    # 1. A model that peft adapted: peft itself has a function for its state.
     if hasattr(model, "peft_config"):
         from peft import get_peft_model_state_dict
 

@@ -42,8 +42,9 @@ def role_of(
             return "qkv"
         first = name.split("_")[0]
         return {"q": "q", "query": "q", "k": "k", "key": "k", "v": "v", "value": "v"}.get(first, "o")
-    # 4. Everywhere else in a block is the MLP: a gate by its name (T5's is `wi_0`), up and down by the shape.
-    if "gate" in name or name == "wi_0":
+    # 4. Everywhere else in a block is the MLP: a gate by its name (T5's is `wi_0`, Mixtral's `w1`), up and down by the
+    # shape.
+    if "gate" in name or name in ("wi_0", "w1"):
         return "gate_up" if "up" in name else "gate"
     return "up" if shape[1] > shape[0] else "down"
 

@@ -50,8 +50,8 @@ def freeze(model: nn.Module, bias: str = "none") -> nn.Module:
     Alternative(
         "names first",
         "2.5",
-        'if "gate" in name or name == "wi_0":\n        return "gate_up" if "up" in name else "gate"',
-        'if name == "gate_up_proj":\n        return "gate_up"\n    if name == "wi_0" or "gate" in name:\n'
+        'if "gate" in name or name in ("wi_0", "w1"):\n        return "gate_up" if "up" in name else "gate"',
+        'if name == "gate_up_proj":\n        return "gate_up"\n    if name in {"w1", "wi_0"} or "gate" in name:\n'
         '        return "gate"',
     ),
     Alternative(

@@ -69,7 +69,7 @@ def test_a_fresh_adapter_changes_nothing_yet_can_learn(lib, seed):
                "A is drawn from another distribution": largest > 1 / 4, "A starts almost at zero": largest <= 0.5 / 4})
     learns = sorted(name for name, _ in layer.named_parameters() if "lora" in name)
     same(learns, ["lora_A", "lora_B"], "the adapter's parameters", {
-        "A and B are plain tensors, not nn.Parameter: no optimizer would find them": learns == []})
+        "A or B is one of the plain tensors, not an nn.Parameter: no optimizer would find it": len(learns) < 2})
     ready = lib.LoRALinear(base, 4, 8.0, init_lora_weights=False)
     expect(bool(ready.lora_B.any()), "with init_lora_weights=False B is random too", "random numbers", "zeros",
            {"init_lora_weights is not looked at": True})
@@ -196,6 +196,9 @@ def test_biases_learn_when_they_are_asked_for(lib, seed):
             "every bias learns, not only those of wrapped layers": names == sorted(both + want["all"]),
             "with 'all' only the biases of wrapped layers learn": names == sorted(both + want["lora_only"]),
             "biases of other layers than linear ones are left out": "2.bias" not in names and word == "all"})
+        bare = nn.Sequential(lib.LoRALinear(nn.Linear(6, 4, bias=False), 2, 4.0))
+        same(learning(gives(lib.freeze(bare, word), "freeze", nn.Module)), ["0.lora_A", "0.lora_B"],
+             f"the list of what learns in a model without any bias, with bias={word!r}")
 
 
 @pytest.mark.task("2.3", points=6)
@@ -368,7 +371,8 @@ ROLES = [
     ("block_sparse_moe.gate", (64, 8), "router"),
     ("mlp.gate", (64, 8), "router"),
     ("mlp.router", (64, 8), "router"),
-    ("mlp.experts.3.w1", (64, 176), "up"),
+    ("mlp.experts.3.w1", (64, 176), "gate"),
+    ("mlp.experts.3.w3", (64, 176), "up"),
     ("layer.1.DenseReluDense.wi_0", (64, 256), "gate"),
 ]
 
@@ -396,6 +400,8 @@ def check_roles(lib, seed, wanted: set[str]) -> None:
                         role not in mlp and got in mlp),
                     "names in full are missed: BERT says query, key, value": role in "qkv" and got == "o",
                     "T5 is missed: its gate is called wi_0": path.endswith("wi_0"),
+                    "Mixtral is missed: an expert's gate is called w1": path.endswith("w1"),
+                    "a layer of the MLP is taken for one of attention": role in mlp and got in ("q", "k", "v", "o"),
                     "a block is taken for something outside the blocks": got == "other",
                 },
             )
@@ -469,7 +475,8 @@ def test_a_4_bit_layer_counts_its_true_number_of_weights(lib, seed):
 def learned(lib, values: list[float]):
     """A model whose one update has exactly these singular values, beside an adapter that has learned nothing."""
     r, d = len(values), 12
-    layer = lib.LoRALinear(nn.Linear(d, d), r, 2.0 * r)  # a scale of two
+    layer = lib.LoRALinear(nn.Linear(d, d), r, 2.0 * r)
+    layer.scaling = 2.0  # whatever task 2.1 made of alpha: this one is judged alone
     left, right = (torch.linalg.qr(torch.randn(d, r)).Q for _ in range(2))
     layer.lora_B.data, layer.lora_A.data = left * torch.tensor(values) / 6, 3 * right.T.contiguous()
     return nn.ModuleDict({"proj": layer, "still": lib.LoRALinear(nn.Linear(4, 4), 2, 2.0)})
@@ -527,4 +534,5 @@ def test_energy_counts_the_values_that_hold_the_asked_share(lib, seed):
     )
     zero = rank_use(lib, learned(lib, [1.0, 1.0]), "still")
     same([zero.entropy, zero.energy, zero.norm], [0.0, 0, 0.0], "[entropy, energy, norm] of an update of zero", {
-        "a sum of zero is divided by": math.isnan(zero.entropy)})
+        "a sum of zero is divided by": math.isnan(zero.entropy),
+        "something is counted as in use where nothing is: ask for zero before anything is divided": zero.norm == 0})

@@ -618,7 +618,8 @@ MISTAKES = [
         "`attn` or `attention`",
     ),
     Mistake("names in full missed", "2.5", '"query": "q", ', "", ATTENTION, "BERT says query"),
-    Mistake("T5's gate missed", "2.5", ' or name == "wi_0"', "", MLP, "wi_0"),
+    Mistake("T5's gate missed", "2.5", '("wi_0", "w1")', '("w1",)', MLP, "wi_0"),
+    Mistake("Mixtral's gate missed", "2.5", '("wi_0", "w1")', '("wi_0",)', MLP, "called w1"),
     Mistake(
         "any digit for a block",
         "2.5",
