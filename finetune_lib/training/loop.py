@@ -27,13 +27,13 @@ from .curves import (Callback, CheckpointMetadata, EvaluationMetrics, ProgressBa
 from .curves import plot_history as plot_history  # found here, too
 from .memory import MemoryWatch, split, try_longest, watch_memory, within_memory
 from .processes import (agreed, all_random_states, only_one, ready, restore_random_state,
-                                             share_of_targets)
-from .schedule import (TrainingConfig, Windows, check_samples, learning_rate_at,
+                                             share_of_targets, unsharded)
+from .schedule import (TrainingConfig, Windows, check_samples, due, learning_rate_at,
                                             make_optimizer, parameter_groups, warmup_count)
 from .stability import (EarlyStopping, Guard, StopRequest, check_same, diagnose_failure,
                                              first_nonfinite, identity, set_aside, stop_on_signals)
 from .step import (StepOutcome, evaluating, evaluation_loss, prepared, target_loss, train_step)
-from .watch import Movement, Watch, fetch, judge, look_back, look_closer
+from .watch import Movement, Watch, fetch, judge, look_back, look_closer, norms_by_layer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,6 +52,7 @@ class Run:
     wrapped: torch.nn.Module  # as Accelerate prepared it
     optimizer: torch.optim.Optimizer
     accelerator: "Accelerator"
+    identity: dict[str, str]  # what tells this run from another: data, model, number of processes
     windows: Windows
     replay: Windows | None  # text mixed in, so that the model does not forget its pretraining
     pad_token_id: int
@@ -78,10 +79,9 @@ class Run:
         return self.config.total_steps(self.windows.per_epoch)
 
     @cached_property
-    def identity(self) -> dict[str, str]:
-        """What tells this run from another: its data, its model, the number of its processes."""
-        count = {"number of processes": str(self.accelerator.num_processes)}
-        return identity(self.model, self.windows.samples) | count
+    def named(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """The parameters that train, with their names."""
+        return [(name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad]
 
 # %% ../../nbs/04_training/06_loop.ipynb #1dcba90e
 def set_learning_rate(
@@ -118,14 +118,16 @@ def advance(
     if run.step % config.logging_steps == 0:
         log.info("step %d/%d  loss %.4f  lr %.2e  grad_norm %.3f  %.0f tokens/s", run.step, run.total, outcome.loss,
                  rate, outcome.grad_norm, tokens / seconds)
+    finite = math.isfinite(outcome.grad_norm)
     run.recorder.add("step", TrainingMetrics(
         step=run.step, epoch=run.step / run.windows.per_epoch, loss=outcome.loss, learning_rate=rate,
         grad_norm=outcome.grad_norm, timestamp=time.time(), gpu_memory_used=torch.cuda.memory_allocated(),
         samples_per_second=len(samples) / seconds, tokens_per_second=tokens / seconds,
-        replay_loss=outcome.replay_loss, skipped=outcome.decision.action != "step"))
+        replay_loss=outcome.replay_loss, skipped=outcome.decision.action != "step",
+        layer_norms=norms_by_layer(run.named, outcome.grad_norm) if finite else None))
     if outcome.decision.kind:
         look_closer(run, outcome.decision, samples, lambda sample: ready(run, [sample]))
-    if config.guard and outcome.decision.action == "step" and math.isfinite(outcome.grad_norm):
+    if config.guard and outcome.decision.action == "step" and finite:
         outcome = replace(outcome, decision=look_back(run, outcome.loss))
     return outcome
 
@@ -152,11 +154,10 @@ def evaluate(
     if not math.isfinite(loss):
         note(run.recorder, run.step, "nan_evaluation", {"eval_loss": str(loss)}, "counted as not better")
     better = run.stopping.seen(run.step, record.value(run.config.metric_for_best_model))
-    if better and run.config.load_best_model_at_end:
-        if run.folder:
-            save(run)
-        else:
-            run.best_weights = {name: tensor.clone() for name, tensor in trainable_tensors(run.model).items()}
+    if better and run.folder and (run.config.load_best_model_at_end or run.config.save_best):
+        save(run)
+    elif better and run.config.load_best_model_at_end:
+        run.best_weights = {name: tensor.clone() for name, tensor in trainable_tensors(run.model).items()}
     if run.stopping.over:
         run.stopped_by = run.stopped_by or "early stopping"
 
@@ -174,8 +175,10 @@ def save(
              "scaler": scaler.state_dict() if scaler else None, "random": all_random_states(run.accelerator),
              "finished": run.stopped_by if run.stopped_by in ("end", "early stopping") else None}
     run.saved = run.folder / f"checkpoint-{run.step:06d}"
+    with unsharded(run.model, plain(run.optimizer)):
+        if run.accelerator.is_main_process:
+            save_checkpoint(run.folder, run.step, run.model, plain(run.optimizer), state)
     if run.accelerator.is_main_process:
-        save_checkpoint(run.folder, run.step, run.model, plain(run.optimizer), state)
         prune(run.folder, run.config.save_total_limit, run.stopping.best_step)
         append_record(run.folder / "checkpoints.jsonl", asdict(describe(run, time.perf_counter() - began)))
     run.accelerator.wait_for_everyone()
@@ -187,10 +190,10 @@ def describe(
     seconds: float,  # that took so long
 ) -> CheckpointMetadata:
     """What is worth knowing about the checkpoint."""
-    last = run.recorder.evaluations[-1] if run.recorder.evaluations else None
+    evaluation = run.recorder.at(run.step)
     return CheckpointMetadata(
         path=run.saved.name, step=run.step, epoch=run.step / run.windows.per_epoch,
-        eval_loss=last.eval_loss if last and last.eval_step == run.step else None,
+        eval_loss=evaluation.eval_loss if evaluation else None,
         is_best=run.stopping.best_step == run.step, config=run.config.model_dump(),
         optimizer_bytes=(run.saved / "optimizer.safetensors").stat().st_size, save_time=seconds, timestamp=time.time())
 
@@ -223,7 +226,8 @@ def restore(
     changed = check_same(state, run.config.model_dump(), run.identity)
     for name, (old, new) in changed.items():
         note(run.recorder, run.step, "changed_setting", {name: [old, new]}, "goes on with the new one")
-    load_checkpoint(path, run.model, plain(run.optimizer))
+    with unsharded(run.model, plain(run.optimizer)):
+        load_checkpoint(path, run.model, plain(run.optimizer))
     run.guard.load_state_dict(state["guard"])
     run.stopping.load_state_dict(state["stopping"])
     run.watch.load_state_dict(state["watch"])
@@ -245,7 +249,8 @@ def roll_back(
         bad = [event for event in run.recorder.events if event["action"] in ("skip", "roll back")]
         rate = run.recorder.history[-1].learning_rate
         raise TrainingError(diagnose_failure(bad, first_nonfinite(run.model, batch), rate))
-    state = load_checkpoint(path, run.model, plain(run.optimizer))
+    with unsharded(run.model, plain(run.optimizer)):
+        state = load_checkpoint(path, run.model, plain(run.optimizer))
     restore_random_state(run.accelerator, state["random"])
     run.watch.load_state_dict(state["watch"])
     run.step = step_of(path)
@@ -258,7 +263,7 @@ def roll_back(
 # %% ../../nbs/04_training/06_loop.ipynb #1ff0bbfb
 def train(
     model: torch.nn.Module,  # with at least one parameter that trains; it is changed in place
-    samples: Sequence["TokenizedSample"],
+    samples: Sequence["TokenizedSample"],  # a sequence of your own may prepare each when it is asked for
     config: TrainingConfig,
     pad_token_id: int,
     eval_samples: Sequence["TokenizedSample"] | None = None,  # held out
@@ -272,7 +277,7 @@ def train(
     """Train the parameters that require gradients; stopped by a signal, it saves and can be called again to go on."""
     began = time.perf_counter()
     check_samples(model, samples)
-    place = Path(folder) if folder else None
+    place, known = Path(folder) if folder else None, identity(model, samples)
     groups = parameter_groups(model, config.learning_rate, config.weight_decay, config.loraplus_lr_ratio)
     optimizer = make_optimizer(groups, config.optim, (config.adam_beta1, config.adam_beta2), config.adam_epsilon)
     with (prepared(model, optimizer, config) as (wrapped, optimizer, accelerator), stop_on_signals() as request,
@@ -283,6 +288,7 @@ def train(
                             [*callbacks, *([ProgressBar()] if on_terminal() and accelerator.is_main_process else [])])
         run = Run(
             config, model, wrapped, optimizer, accelerator, pad_token_id=pad_token_id, loss_function=loss_function,
+            identity=known | {"number of processes": str(accelerator.num_processes)},
             windows=Windows(samples, size, config.gradient_accumulation_steps, config.seed, config.group_by_length),
             replay=Windows(replay, max(accelerator.num_processes, size // 2), 1,
                            config.seed + 1) if replay and config.replay_weight else None,
@@ -295,9 +301,8 @@ def train(
             finish(run)
         finally:
             recorder.tell("end", run)
-    best = next((record for record in recorder.evaluations if record.eval_step == run.stopping.best_step), None)
-    return TrainingResult(recorder.history, recorder.evaluations, recorder.events, best, run.stopped_by, run.step,
-                          run.tokens, time.perf_counter() - began, run.saved)
+    return TrainingResult(recorder.history, recorder.evaluations, recorder.events, recorder.at(run.stopping.best_step),
+                          run.stopped_by, run.step, run.tokens, time.perf_counter() - began, run.saved)
 
 # %% ../../nbs/04_training/06_loop.ipynb #074bbb61
 def begin(
@@ -310,7 +315,7 @@ def begin(
     elif run.folder and run.accelerator.is_main_process:
         set_aside(run.folder)
     run.recorder.tell("start", run)
-    if run.identity and run.stopped_by is None:  # asked now, while the data is there
+    if run.stopped_by is None:
         try_longest(run)
 
 # %% ../../nbs/04_training/06_loop.ipynb #35759abb
@@ -332,12 +337,12 @@ def follow(
         told = agreed(run.accelerator, request.name or ("callback" if run.recorder.stop else None) or
                       ("memory" if wish == "stop" else None))
         run.stopped_by = "end" if run.step >= run.total else told
-        due = config.eval_steps and run.step % config.eval_steps == 0 or run.stopped_by in ("end", "callback")
-        if eval_samples and due:
+        per_epoch, ends = run.windows.per_epoch, run.stopped_by in ("end", "callback")
+        if eval_samples and (ends or due(run.step, per_epoch, config.eval_steps, config.eval_epochs)):
             evaluate(run, eval_samples, eval_metrics)
         well = not run.guard.skipped_in_a_row  # in the middle of trouble there is nothing worth going back to
-        due = wish == "save" and run.accelerator.num_processes == 1
-        if run.stopped_by or (due or config.save_steps and run.step % config.save_steps == 0) and well:
+        asked = wish == "save" and run.accelerator.num_processes == 1
+        if run.stopped_by or well and (asked or due(run.step, per_epoch, config.save_steps, config.save_epochs)):
             save(run)
 
 # %% ../../nbs/04_training/06_loop.ipynb #2f3ff75e
@@ -348,7 +353,8 @@ def finish(
     best = run.stopping.best_step
     if run.config.load_best_model_at_end and best not in (None, run.step):
         if run.folder:
-            load_checkpoint(run.folder / f"checkpoint-{best:06d}", run.model)
+            with unsharded(run.model):
+                load_checkpoint(run.folder / f"checkpoint-{best:06d}", run.model)
         elif run.best_weights:
             load_trainable(run.model, run.best_weights)
     if run.stopped_by.startswith("SIG"):

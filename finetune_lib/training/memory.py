@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Result', 'BANDS', 'ADVICE', 'memory_limit', 'MemoryMetrics', 'measure_memory', 'split', 'is_out_of_memory',
-           'within_memory', 'smaller_batches', 'try_longest', 'band', 'MemoryWatch', 'watch_memory']
+           'within_memory', 'smaller_batches', 'cut', 'room', 'start_from_estimate', 'try_longest', 'band',
+           'MemoryWatch', 'watch_memory']
 
 # %% ../../nbs/04_training/07_memory.ipynb #9237ddaa
 import functools
@@ -22,6 +23,7 @@ import torch
 
 from ..core import ResourceError
 from ..data.batches import collate
+from ..qlora.memory import estimate_memory
 from .curves import append_record, note
 from .schedule import count_targets
 from .step import accumulate, random_state, set_random_state, to_device
@@ -137,15 +139,59 @@ def smaller_batches(
             f"per_device_train_batch_size={max(1, size // 2)} and gradient_accumulation_steps="
             f"{config.gradient_accumulation_steps * 2}, or gradient_checkpointing=True, or a shorter max_length")
     run.pieces *= 2
-    note(run.recorder, run.step, kind, evidence,
-         f"micro-batches of {math.ceil(size / 2)} instead of {size}, "
-         f"{config.gradient_accumulation_steps * run.pieces} of them in a step; the effective batch is the same")
+    note(run.recorder, run.step, kind, evidence, cut(run, size))
+
+
+def cut(
+    run: "Run",
+    before: int | None = None,  # samples in a micro-batch so far; None: as the config says
+) -> str:
+    """The new size in words."""
+    size = run.config.per_device_train_batch_size
+    return (f"micro-batches of {math.ceil(size / run.pieces)} instead of {before or size}, "
+            f"{run.config.gradient_accumulation_steps * run.pieces} of them in a step; the effective batch is the same")
+
+# %% ../../nbs/04_training/07_memory.ipynb #afba19a2
+def room(
+    device: str = "cpu",  # or "cuda"
+) -> int:
+    """Bytes that this process may take in all: what is free, and what it holds already."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved()
+    return min(memory_limit(), psutil.virtual_memory().available + _process().memory_info().rss)
+
+
+def start_from_estimate(
+    run: "Run",
+) -> None:
+    """Begin with micro-batches that fit by the estimate; silent where they do, or for a model nobody can estimate."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    config, model, size = run.config, run.model, run.config.per_device_train_batch_size
+    known = type(model.config) in MODEL_FOR_CAUSAL_LM_MAPPING and model.config.num_hidden_layers > 1
+    if run.step or not known or run.accelerator.num_processes > 1:
+        return
+    ranks = [weight.shape[0] for name, weight in run.named if "lora_A" in name]
+    quantized = any(type(layer).__name__ in ("Linear4bit", "NF4Linear") for layer in model.modules())
+    method = "full" if not ranks else "qlora" if quantized else "lora"
+    asked = {"length": max(len(sample.input_ids) for sample in run.windows.samples), "r": max(ranks, default=1),
+             "gradient_checkpointing": config.gradient_checkpointing, "device": run.accelerator.device.type,
+             "dtype": str(model.dtype).removeprefix("torch."), "accumulation": config.gradient_accumulation_steps,
+             "optimizer": "adamw_8bit" if "8bit" in config.optim else "adamw"}
+    needs = [estimate_memory(model.config, method, batch=size, **asked).total]
+    have = room(run.accelerator.device.type)
+    while needs[-1] > have and run.pieces < size:
+        run.pieces *= 2
+        needs.append(estimate_memory(model.config, method, batch=math.ceil(size / run.pieces), **asked).total)
+    if run.pieces > 1:
+        note(run.recorder, run.step, "memory_estimate", {"estimates": needs, "room": have}, cut(run))
 
 # %% ../../nbs/04_training/07_memory.ipynb #98d9f597
 def try_longest(
     run: "Run",
 ) -> None:
     """One forward and backward on the longest samples together; leaves no trace but the memory it needed."""
+    start_from_estimate(run)
     size = run.config.per_device_train_batch_size * run.accelerator.num_processes
     longest = sorted(run.windows.samples, key=lambda sample: len(sample.input_ids))[-size:]
     share = run.accelerator.num_processes

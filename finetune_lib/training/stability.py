@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SAFE_TO_CHANGE', 'Guard', 'find_trouble', 'decide', 'first_nonfinite', 'suspects', 'diagnose_failure',
-           'EarlyStopping', 'StopRequest', 'stop_on_signals', 'identity', 'check_same', 'set_aside']
+           'first_nonfinite_gradient', 'EarlyStopping', 'StopRequest', 'stop_on_signals', 'identity', 'check_same',
+           'set_aside']
 
 # %% ../../nbs/04_training/04_stability.ipynb #9327e095
 import contextlib
@@ -14,7 +15,7 @@ import os
 import signal
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -165,6 +166,38 @@ def diagnose_failure(
     parts.append(f"the learning rate was {learning_rate:.1e}: try a third of it, and more warm-up")
     return "; ".join(parts)
 
+# %% ../../nbs/04_training/04_stability.ipynb #78e5ece8
+def first_nonfinite_gradient(
+    model: torch.nn.Module,
+    batch: dict[str, torch.Tensor],
+    loss_function: Callable,  # (model, batch) → summed loss
+) -> str | None:
+    """The name of the first module, on the way back, that turns finite gradients into others; adds to `.grad`."""
+    hooks, passed, found = [], [], []
+
+    def _open(module, inputs):  # a gradient comes only where one is asked for
+        return tuple(value.detach().requires_grad_() if isinstance(value, torch.Tensor)
+                     and value.is_floating_point() and not value.requires_grad else value for value in inputs)
+
+    def _look(name: str):
+        def _hook(module, given, got):
+            came_broken = not all(map(_finite, got))
+            if not found and (came_broken or not all(map(_finite, given))):
+                between = name.rpartition(".")[0] if passed else None  # two modules of the same one; or the loss
+                found.append(between if came_broken else name)
+            passed.append(name)
+        return _hook
+
+    for name, module in model.named_modules():
+        if not isinstance(module, torch.nn.Embedding) and not any(module.children()):
+            hooks += [module.register_forward_pre_hook(_open), module.register_full_backward_hook(_look(name))]
+    try:
+        loss_function(model, batch).backward()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[0] if found else None
+
 # %% ../../nbs/04_training/04_stability.ipynb #f0c363b2
 class EarlyStopping:
     """Keeps the best value of a held-out metric and counts evaluations without a better one."""
@@ -251,7 +284,8 @@ def identity(
     return {"data": data.hexdigest(), "model": base.hexdigest()}
 
 # %% ../../nbs/04_training/04_stability.ipynb #aa73baa6
-SAFE_TO_CHANGE = {"logging_steps", "eval_steps", "eval_on_start", "save_steps", "save_total_limit", "guard",
+SAFE_TO_CHANGE = {"logging_steps", "eval_steps", "eval_epochs", "eval_on_start", "save_steps", "save_epochs",
+                  "save_best", "save_total_limit", "guard",
                   "per_device_eval_batch_size", "max_skipped_steps", "max_rollbacks", "load_best_model_at_end",
                   "early_stopping_patience", "early_stopping_threshold"}
 

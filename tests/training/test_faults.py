@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from finetune_lib.core import ResourceError, TrainingError
+from finetune_lib.qlora.memory import estimate_memory
 from finetune_lib.training import memory
 from finetune_lib.training.checkpoints import find_latest
 from finetune_lib.training.curves import read_records
@@ -66,6 +67,8 @@ def test_a_bad_step_is_judged_recorded_and_told(change, kind, action, model, sam
     assert [record.step for record in result.history if record.skipped] == ([13] if action == "skip" else [])
     [event] = result.events
     assert len(event["sample_ids"]) == 4 and event["evidence"] and event["timestamp"] > 0
+    assert ("module" in event["evidence"]) == kind.startswith("nan_")
+    assert ("layer_norms" in event["evidence"]) == (kind == "explosion")
 
 
 def test_a_poisoned_sample_is_named_alone(model, samples, tmp_path, caplog):
@@ -80,6 +83,33 @@ def test_a_poisoned_sample_is_named_alone(model, samples, tmp_path, caplog):
     events = read_records(tmp_path / "events.jsonl")
     assert len(events) == 2 and all(event["evidence"]["culprits"] == [data[7].id] for event in events)
     assert data[7].id in caplog.text
+
+
+class Sick(torch.nn.Module):
+    """A layer whose output, or whose gradient, is not finite while it is told to be so."""
+
+    def __init__(self, layer, way):
+        super().__init__()
+        self.layer, self.way, self.bad = layer, way, False
+
+    def forward(self, x):
+        if self.bad and self.way == "forward":
+            return self.layer(x) * math.nan
+        return self.layer(x) + (torch.sqrt(x.sum() * 0) if self.bad else 0)  # a root's slope at zero is infinite
+
+
+@pytest.mark.parametrize(("way", "kind", "module"), [("forward", "nan_loss", "model.layers.1.mlp"),
+                                                     ("backward", "nan_gradient", "model.layers.1")])
+def test_a_nan_names_the_first_module_that_made_it(way, kind, module, model, samples, tmp_path, caplog):
+    tiny = model()
+    sick = tiny.model.layers[1].mlp = Sick(tiny.model.layers[1].mlp, way)
+
+    def fault(kind, record):
+        sick.bad = kind == "step" and record.step in (4, 5)  # through step 5, and while the loop looks closer
+
+    train(tiny, samples(40), TrainingConfig(**SETTINGS), 0, folder=tmp_path, callbacks=[fault])
+    assert told(caplog, tmp_path) == [(5, kind, "skip")]
+    assert read_records(tmp_path / "events.jsonl")[0]["evidence"]["module"] == module
 
 
 def door(rows):
@@ -105,6 +135,20 @@ def test_out_of_memory_halves_the_micro_batch_and_keeps_the_effective_batch(mode
     assert [a.loss for a in hard.history] == pytest.approx([a.loss for a in easy.history], abs=1e-5)
     for ours, theirs in zip(roomy.parameters(), again.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+def test_the_first_micro_batch_is_as_large_as_the_estimate_says(model, samples, tmp_path, monkeypatch, caplog):
+    config, data = TrainingConfig(**{**SETTINGS, "per_device_train_batch_size": 8}), samples(40)
+    easy = train(model(), data, config, 0)
+    whole = estimate_memory(model().config, "full", batch=8, length=max(len(sample.input_ids) for sample in data))
+    monkeypatch.setattr(memory, "room", lambda device: whole.total // 3)
+    hard = train(model(), data, config, 0, folder=tmp_path)
+    [(step, kind, action)] = told(caplog, tmp_path)
+    assert (step, kind) == (0, "memory_estimate") and "the effective batch is the same" in action
+    evidence = hard.events[0]["evidence"]
+    assert evidence["estimates"][-1] <= evidence["room"] < evidence["estimates"][-2]
+    assert f"micro-batches of {8 >> len(evidence['estimates']) - 1} instead of 8" in action
+    assert [a.loss for a in hard.history] == pytest.approx([a.loss for a in easy.history], abs=1e-5)
 
 
 def test_what_will_not_fit_at_all_fails_before_the_first_step(model, samples, tmp_path):

@@ -13,7 +13,9 @@ from finetune_lib.training.curves import (
     append_record,
     describe_curves,
     keep_until,
+    plot_frame,
     plot_history,
+    read_frame,
     read_records,
 )
 from finetune_lib.training.loop import TrainingConfig, train
@@ -137,6 +139,44 @@ def test_the_best_weights_come_back_at_the_end(model, samples, tmp_path, equal, 
         assert equal(weights_of(tiny), kept[0.9])
         found.append(sorted(path.name for path in tmp_path.glob("checkpoint-*")))
     assert found == [[], ["checkpoint-000004", "checkpoint-000008"]]
+
+
+@pytest.mark.parametrize(("settings", "evaluated", "saved"), [
+    (dict(save_epochs=1, eval_epochs=0.5), [3, 5, 8, 10, 12], [5, 10, 12]),
+    (dict(save_steps=4, save_epochs=1), [12], [4, 5, 8, 10, 12]),
+    (dict(save_best=True, eval_steps=3), [3, 6, 9, 12], [6, 12]),
+], ids=["each epoch", "steps and epochs", "better evaluations"])
+def test_evaluations_and_checkpoints_come_when_they_are_asked_for(settings, evaluated, saved, model, samples, tmp_path):
+    """20 samples in batches of 4: five steps an epoch."""
+    scores = iter([0.2, 0.7, 0.5, 0.4, 0.1])
+    result = train(model(), samples(20), TrainingConfig(
+        **SETTINGS, **settings, save_total_limit=None, metric_for_best_model="score"), 0, folder=tmp_path,
+        eval_samples=samples(4, 1), eval_metrics=lambda model: {"score": next(scores)})
+    assert [record.eval_step for record in result.evaluations] == evaluated
+    first = [3] if "save_best" in settings else []  # the first evaluation is better than none
+    assert [record["step"] for record in read_records(tmp_path / "checkpoints.jsonl")] == first + saved
+
+
+def test_norms_are_kept_by_layer_and_together_they_are_the_norm(model, samples, tmp_path):
+    result = train(model(), samples(20), TrainingConfig(**SETTINGS, max_grad_norm=0.1), 0, folder=tmp_path)
+    for record in result.history:
+        assert set(record.layer_norms) == {"embed_tokens", "layers.0", "layers.1", "norm"}
+        assert math.hypot(*record.layer_norms.values()) == pytest.approx(record.grad_norm, rel=1e-5)
+    assert read_records(tmp_path / "metrics.jsonl")[2]["layer_norms"] == result.history[2].layer_norms
+
+
+def test_a_data_frame_tells_the_run_and_the_picture_has_its_five_curves(model, samples, tmp_path):
+    result = train(model(), samples(20), TrainingConfig(**SETTINGS, eval_steps=6, logging_steps=4), 0,
+                   eval_samples=samples(4, 1), folder=tmp_path)
+    frame = read_frame(tmp_path)
+    assert frame["loss"].tolist() == [record.loss for record in result.history]
+    assert frame.loc[frame["eval_loss"].notna(), "step"].tolist() == [6, 12]
+    assert frame.loc[frame["memory"].notna(), "step"].tolist() == [4, 8, 12] and frame["memory"].min() > 2**20
+    axes = plot_frame(frame).axes
+    assert len(axes) == 5 and list(axes[4].lines[0].get_ydata()) == frame["tokens_per_second"].tolist()
+    assert list(axes[0].lines[1].get_xdata()) == [6, 12] and len(axes[3].lines[0].get_ydata()) == 3
+    with pytest.raises(DataError, match="train first"):
+        read_frame(tmp_path / "nothing")
 
 
 def test_a_metric_that_is_not_there_is_named(model, samples):

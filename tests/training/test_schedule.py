@@ -12,6 +12,7 @@ from finetune_lib.training.schedule import (
     TrainingConfig,
     Windows,
     check_samples,
+    due,
     learning_rate_at,
     make_optimizer,
     make_scheduler,
@@ -114,6 +115,19 @@ def test_an_epoch_shows_every_sample_once_and_is_a_function_of_the_step(samples,
     assert windows.per_epoch == math.ceil(math.ceil(count / size) / accumulation)
 
 
+@settings(deadline=None)
+@given(per_epoch=st.integers(1, 40), parts=st.integers(1, 8), epochs=st.integers(1, 3))
+def test_parts_of_an_epoch_come_as_often_as_they_say_and_the_last_is_its_end(per_epoch, parts, epochs):
+    found = [step for step in range(1, epochs * per_epoch + 1) if due(step, per_epoch, None, 1 / parts)]
+    assert len(found) == epochs * min(parts, per_epoch)
+    assert set(range(per_epoch, epochs * per_epoch + 1, per_epoch)) <= set(found)
+
+
+def test_steps_and_epochs_together_are_due_at_either():
+    assert [step for step in range(1, 13) if due(step, 5, 4, 1)] == [4, 5, 8, 10, 12]
+    assert not any(due(step, 5, None, None) for step in range(1, 13))
+
+
 @pytest.mark.parametrize("settings, message", [
     ({"learning_rate": 5}, "did you mean 5e-5?"),
     ({"learning_rate": 0}, "2e-4 is a good start"),
@@ -153,9 +167,9 @@ def test_the_names_are_those_of_training_arguments_but_for_the_known_few():
     from transformers import TrainingArguments
 
     own = set(TrainingConfig.model_fields) - {field.name for field in fields(TrainingArguments)}
-    assert own == {"early_stopping_patience", "early_stopping_threshold", "group_by_length", "guard",
+    assert own == {"early_stopping_patience", "early_stopping_threshold", "eval_epochs", "group_by_length", "guard",
                    "loraplus_lr_ratio", "max_rollbacks", "max_skipped_steps", "min_lr_rate", "mixed_precision",
-                   "replay_weight"}
+                   "replay_weight", "save_best", "save_epochs"}
 
 
 def test_samples_that_would_fail_on_the_way_are_refused_at_the_door(model, samples):
