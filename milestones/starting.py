@@ -34,7 +34,7 @@ def start(folder: Path, milestone: int = 1, source: Path = KIT.parent) -> Path:
     solved = look_before(folder, milestone, source)
     try:
         fill(folder, milestone, source, solved)
-    except BaseException:  # also when the learner stops it: a half-made folder would be refused the next time
+    except (Exception, KeyboardInterrupt):  # also when it is stopped: a half-made folder is refused the next time
         shutil.rmtree(folder, ignore_errors=True)
         raise
     return folder
