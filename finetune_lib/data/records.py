@@ -67,8 +67,7 @@ def recognize(
     if "chosen" in row and "rejected" in row or "completion" in row and isinstance(row.get("label"), bool):
         return Recognition("preference", "good and bad answers side by side need another kind of training", columns)
     # 2. a column that holds a list of messages: ShareGPT says from/value, OpenAI says role/content
-    listed = next((name for name in LISTS if messages_of(row.get(name))), None)
-    if listed:
+    if listed := next((name for name in LISTS if messages_of(row.get(name))), None):
         kind = "sharegpt" if "from" in messages_of(row[listed])[0] else "messages"
         return Recognition(kind, f"{listed} is a list of messages", columns, {"messages": listed})
     # 3. nested shapes: a tree of replies, its messages as rows, or several instances of one instruction
@@ -87,7 +86,8 @@ def recognize(
                    "system_prompt": _first(SYSTEMS, row)}
         names = {("instruction", "output"): "alpaca", ("prompt", "completion"): "prompt/completion"}
         kind = "dolly" if {"context", "category"} <= set(row) else names.get((asked, said), "instruction/response")
-        return Recognition(kind, f"{asked} asks and {said} answers", columns, {k: v for k, v in mapping.items() if v})
+        why = f"{asked.strip()} asks and {said.strip()} answers"
+        return Recognition(kind, why, columns, {k: v for k, v in mapping.items() if v})
     # 5. running text, or nothing we know: refused for chat
     if isinstance(row.get("text"), str):
         return Recognition("text", "only running text: nobody asks and nobody answers", columns, {"text": "text"})
