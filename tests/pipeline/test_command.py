@@ -1,12 +1,16 @@
-"""The command: exit codes, one line for each error, and what each command prints."""
+"""The command: exit codes, and what each command prints."""
+import io
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import pytest
 
-from finetune_lib.pipeline.command import classify, main
-from finetune_lib.pipeline.config import load_config
+from finetune_lib.pipeline import command
+from finetune_lib.pipeline.command import classify, main, told
+from finetune_lib.pipeline.config import load_config, ready_configs
 from finetune_lib.pipeline.doctor import memory_needed
 
 
@@ -19,10 +23,47 @@ def test_help_lists_every_command_without_torch():
         assert f" {name} " in out
 
 
-def test_memory_that_ran_out_names_the_setting_to_change():
-    text, code = classify(RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"))
-    assert code == 4 and "per_device_train_batch_size" in text
-    assert classify(OSError("No space left on device"))[1] == 4
+@pytest.mark.parametrize("error, code", [
+    (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 4), (MemoryError(), 4),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"), 4),
+    (OSError("No space left on device"), 4), (FileNotFoundError("gone.txt"), 2), (RuntimeError("shapes; and more"), 1)])
+def test_an_error_from_elsewhere_has_its_code_and_its_three_parts(error, code):
+    text, found = classify(error)
+    assert found == code
+    assert all(told(text).values()) and len(set(told(text).values())) == 3
+
+
+@pytest.mark.parametrize("text, parts", [
+    ("rank must be at least 1, got 0; 8 is a good start", ("rank must be at least 1", "got 0", "8 is a good start")),
+    ("unknown card 'T5'; did you mean 'T4'?", ("unknown card 'T5'", command.NAMELESS, "did you mean 'T4'?")),
+    ("the name is long, but it must fit, got 9; cut it", ("the name is long", "it must fit, got 9", "cut it")),
+    ("nothing is left: 1 read, 0 kept; look", ("nothing is left", "1 read, 0 kept", "look")),
+    ("onnx export needs: pip install x", ("onnx export must have its library", "it is not installed", "pip install x")),
+    ("a.json is a web page: refused", ("a.json is a web page", "refused", command.SEE))])
+def test_an_error_is_told_in_three_parts(text, parts):
+    assert tuple(told(text).values()) == parts
+
+
+def test_ctrl_c_is_clean_and_the_same_command_goes_on(settings, tmp_path, monkeypatch, capsys):
+    real = command.show_event
+
+    def pressed(record):
+        if record["event"] == "progress" and not (tmp_path / "pressed").exists():
+            (tmp_path / "pressed").touch()
+            os.kill(os.getpid(), signal.SIGINT)
+        real(record)
+
+    monkeypatch.setattr(command, "show_event", pressed)
+    line = ["train", *(word for one in settings("training.max_steps=24") for word in ("--set", one))]
+    assert main(line) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("error: stopped\n") and "after step 20" in err and err.count("\n") == 3
+    assert not (tmp_path / "run" / "train").exists()
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stage.failed" and last["done"] == ["prepare", "baseline"] and last["config"]["lora.r"] == 8
+    assert len(last["samples"]) == 4 and all(one["id"] and one["length"] for one in last["samples"])
+    assert main(line) == 0
+    assert "prepare  nothing changed, kept" in capsys.readouterr().out
 
 
 def test_dry_run_shows_origin_and_plan_and_makes_nothing(tmp_path, monkeypatch, capsys):
@@ -34,10 +75,15 @@ def test_dry_run_shows_origin_and_plan_and_makes_nothing(tmp_path, monkeypatch, 
     assert list(tmp_path.iterdir()) == []
 
 
-READY = "qwen-0.5b mistral-7b-qlora llama-7b-qlora phi-2 gpt2 csv alpaca sharegpt dolly openassistant".split()
+PAGE = {"tiny", "qwen-0.5b", "llama-7b-qlora", "mistral-7b-qlora", "phi-2", "gpt2", "csv", "sharegpt", "alpaca",
+        "dolly", "openassistant"}
 
 
-@pytest.mark.parametrize("name", READY)
+def test_every_configuration_that_was_promised_is_ready():
+    assert PAGE <= set(ready_configs())
+
+
+@pytest.mark.parametrize("name", ready_configs())
 def test_ready_configs_pass_a_dry_run_offline(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["run", name, "--dry-run"]) == 0
@@ -77,6 +123,12 @@ def test_a_finished_run_answers_and_is_examined(finished, capsys, tmp_path):
     assert capsys.readouterr().out.count("\n") == 2
     assert main(["doctor", str(finished.folder), "--json"]) in (0, 1)
     assert {"level", "symptom", "evidence", "cause", "fix"} == set(json.loads(capsys.readouterr().out)[0])
+
+
+def test_questions_are_answered_one_a_line_as_they_come(finished, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Where does Mara live?\n\nWho is there?\n"))
+    assert main(["generate", str(finished.folder), "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.count("\n") == 2
 
 
 def test_json_is_all_that_stands_on_the_standard_output(finished, capsys):

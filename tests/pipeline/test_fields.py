@@ -34,6 +34,7 @@ FIELDS = {  # field → (another value, the stages that run)
     "training.seed": (7, TRAIN), "training.group_by_length": (True, TRAIN), "training.mixed_precision": ("bf16", TRAIN),
     "training.gradient_checkpointing": (True, TRAIN), "training.torch_compile": (True, TRAIN),
     "training.use_cpu": (False, TRAIN), "training.logging_steps": (1, TRAIN), "training.eval_steps": (1, TRAIN),
+    "training.eval_epochs": (0.5, TRAIN), "training.save_epochs": (1, TRAIN), "training.save_best": (True, TRAIN),
     "training.eval_on_start": (True, TRAIN), "training.save_steps": (1, TRAIN),
     "training.save_total_limit": (1, TRAIN), "training.metric_for_best_model": ("perplexity", TRAIN),
     "training.greater_is_better": (True, TRAIN), "training.load_best_model_at_end": (True, TRAIN),
@@ -41,7 +42,9 @@ FIELDS = {  # field → (another value, the stages that run)
     "training.guard": (False, TRAIN), "training.max_skipped_steps": (5, TRAIN), "training.max_rollbacks": (5, TRAIN),
 }
 ALONG = {"training.min_lr_rate": {"training": {"lr_scheduler_type": "cosine_with_min_lr"}},
-         "training.early_stopping_patience": {"training": {"eval_steps": 1}}}
+         "training.early_stopping_patience": {"training": {"eval_steps": 1}},
+         "training.save_best": {"training": {"eval_steps": 1}},
+         "training.load_best_model_at_end": {"training": {"eval_steps": 1}}}
 FILES = {"data.train": ALL, "data.validation": ALL, "data.test": ALL, "data.replay": ALL, "data.general": ALL,
          "model.name_or_path": ALL}
 

@@ -1,5 +1,7 @@
-"""Ways to do it wrong: each has its exit code, one line of what, why and what to do, and leaves nothing half-done."""
+"""Ways to do it wrong: each has its exit code, a line of what, one of why, one of what to do, and leaves nothing."""
 import http.server
+import json
+import re
 import threading
 
 import pytest
@@ -99,14 +101,21 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
+def three_lines(err):
+    """What, why and what to do, each on its line; where several settings are wrong, of the first."""
+    assert re.fullmatch(r"(error: .+\n  why: .+\n  fix: .+\n)+", err), err
+    return tuple(line[7:] for line in err.splitlines()[:3])  # "error: " and "  why: " are equally long
+
+
 @pytest.mark.parametrize("line, code, said", MISTAKES, ids=[line.replace(" ", "_") for line, *_ in MISTAKES])
-def test_each_mistake_has_its_code_and_one_line(line, code, said, place, capsys):
+def test_each_mistake_has_its_code_and_three_lines(line, code, said, place, capsys):
     before = sorted(place.rglob("*"))
     staged = line.split()[0] in ("run", "train", "merge") and "output" not in line
     assert main([*line.split(), *(["--set", "output=run"] if staged else [])]) == code
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and said in err and "Traceback" not in err
-    assert any(sign in err for sign in ("; ", "did you mean", "must end in")), f"what to do is missing: {err}"
+    parts = three_lines(err)
+    assert said in err and "Traceback" not in err and len(set(parts)) == 3
+    assert not [part for part in parts if len(part) < 4 or part.endswith((",", ":", "("))], parts
     if code == 2:
         assert sorted(place.rglob("*")) == before
     assert not [path for path in place.rglob("manifest.json")]
@@ -128,12 +137,31 @@ def test_debug_shows_where_an_error_comes_from(place):
         main(["run", "tiiny", "--debug"])
 
 
-def test_an_error_that_nobody_foresaw_is_one_line_too(place, monkeypatch, capsys):
+def test_two_wrong_settings_are_two_errors(place, capsys):
+    assert main("run --set lora.r=0 --set data.max_length=1".split()) == 2
+    err = capsys.readouterr().err
+    assert err.count("error: ") == err.count("  why: ") == err.count("  fix: ") == 2 and err.count("\n") == 6
+
+
+READ_BY_PROGRAMS = ["run tiiny", "run --set lora.r=0", "fit --card abacus", "doctor tiiny",
+                    "prepare --explain empty.jsonl"]
+
+
+@pytest.mark.parametrize("line", READ_BY_PROGRAMS)
+def test_a_program_gets_the_three_as_fields(line, place, capsys):
+    code = main([*line.split(), "--json"])
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["exit_code"] == code > 0
+    assert [tuple(one.values()) for one in found["errors"]] == [three_lines(captured.err)]
+    assert set(found["errors"][0]) == {"what", "why", "fix"}
+
+
+def test_an_error_that_nobody_foresaw_has_three_lines_too(place, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     (place / "mine.yaml").write_bytes(b"\xff\xfe\x00")
     assert main(["run", "mine.yaml"]) != 0
-    err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    assert "this should not happen" in three_lines(capsys.readouterr().err)[0]
 
 
 @pytest.fixture
@@ -156,7 +184,8 @@ def hub(monkeypatch):
 
 def test_a_name_that_the_hub_does_not_know_is_said_so(hub, capsys):
     assert main(["fit", "--set", "model=nobody/nothing"]) == 2
-    assert "the hub does not know the model 'nobody/nothing' (status 404)" in capsys.readouterr().err
+    what, why, _ = three_lines(capsys.readouterr().err)
+    assert "the hub does not know the model 'nobody/nothing'" in what and "404" in why
 
 
 def test_a_hub_that_cannot_be_reached_is_said_so(hub, capsys):
@@ -184,7 +213,7 @@ def test_training_that_cannot_go_on_ends_with_5(model_folder, settings, tmp_path
     capsys.readouterr()  # what the making of the model said
     assert main(["train", *line]) == 5
     err = capsys.readouterr().err
-    assert err.startswith("error: ") and err.count("\n") == 1 and not (tmp_path / "run" / "train").exists()
+    assert three_lines(err) and not (tmp_path / "run" / "train").exists()
 
 
 def test_a_merge_that_answers_otherwise_ends_with_6_and_the_adapter_survives(model_folder, settings, tmp_path, capsys):
@@ -194,7 +223,7 @@ def test_a_merge_that_answers_otherwise_ends_with_6_and_the_adapter_survives(mod
     capsys.readouterr()
     assert main(["merge", *line]) == 6
     err = capsys.readouterr().err
-    assert "must answer alike" in err and err.count("\n") == 1
+    assert "must answer alike" in three_lines(err)[0]
     report = read_json(tmp_path / "run" / "report.json")
     assert "must answer alike" in report["failed"]["merge"] and set(report["models"]) == {"base", "tuned"}
     assert "must answer alike" in (tmp_path / "run" / "report.html").read_text()

@@ -22,15 +22,20 @@ def test_a_folder_of_each_family_goes_the_whole_way(model_folder, settings, fami
     assert isinstance(answer(model, tokenizer, ["Where does Mara live?"], max_new_tokens=4)[0], str)
 
 
-def test_both_back_ends_learn_alike(settings):
+TWINS = {"own": ("lora.backend=own", "quantization.backend=own"),
+         "peft": ("lora.backend=peft", "quantization.backend=bitsandbytes")}
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+def test_both_back_ends_learn_alike(settings, method):
     """Their random beginnings differ, so equal numbers would be luck; the base's perplexity would not pass."""
     runs = {}
-    for backend in ("own", "peft"):
-        more = ("training.learning_rate=5e-3", "training.max_steps=12", f"lora.backend={backend}")
-        runs[backend] = FineTuningPipeline("tiny", settings(*more, folder=backend))
-        if backend == "peft":
+    for name, backends in TWINS.items():
+        more = (f"method={method}", "training.learning_rate=5e-3", "training.max_steps=12", *backends)
+        runs[name] = FineTuningPipeline("tiny", settings(*more, folder=name))
+        if name == "peft":
             share(runs["own"].folder, runs["peft"].folder, ["prepare", "baseline"])
-        runs[backend].run(until="evaluate")
+        runs[name].run(until="evaluate")
     base = load_evaluation(runs["own"].folder / "baseline" / "evaluation.json").response.overall
     own, peft = (load_evaluation(run.folder / "evaluate" / "evaluation.json").response.overall for run in runs.values())
     assert own == pytest.approx(peft, rel=0.15) and max(own, peft) < 0.8 * base

@@ -7,7 +7,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
-from finetune_lib.core import ConfigError, DataError, read_json
+from finetune_lib.core import ConfigError, DataError, ExportError, read_json, sha256
 from finetune_lib.pipeline import stages
 from finetune_lib.pipeline.config import FinetuneConfig, load_config
 from finetune_lib.pipeline.manifest import STAGES, plan
@@ -84,6 +84,44 @@ def test_training_that_was_stopped_goes_on_and_ends_the_same(finished, settings)
     assert all((adapters[1][name] == tensor).all() for name, tensor in adapters[0].items())
 
 
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, with its configuration."""
+    shutil.copytree(finished.folder, tmp_path / "copy")
+    return load_config(finished.folder / "config.yaml", [f"output={tmp_path / 'copy'}"], {})
+
+
+def test_a_metric_that_fails_is_told_in_the_report_and_costs_no_model(copied, tmp_path, monkeypatch):
+    from finetune_lib.evaluation import compare
+
+    def broken(*arguments, **options):
+        raise DataError("ROUGE-L must be computed, got an answer without words; mend the metric")
+
+    monkeypatch.setattr(compare, "evaluate_instructions", broken)
+    shutil.rmtree(tmp_path / "copy" / "merge")
+    with pytest.raises(DataError, match="ROUGE-L"):
+        FineTuningPipeline(copied).run("evaluate")
+    report = read_json(tmp_path / "copy" / "report.json")
+    assert "ROUGE-L" in report["failed"]["evaluate"] and set(report["models"]) == {"base"}
+    assert "ROUGE-L" in (tmp_path / "copy" / "report.html").read_text()
+    for left in ("train/adapter/adapter_model.safetensors", "merge/model/model.safetensors"):
+        assert (tmp_path / "copy" / left).is_file()
+
+
+def test_an_export_that_fails_is_told_in_the_report_and_the_merged_model_stays(copied, tmp_path, monkeypatch):
+    from finetune_lib.evaluation import export
+
+    def broken(*arguments, **options):
+        raise ExportError("the folder must answer alike, got other answers; export it again")
+
+    monkeypatch.setattr(export, "export_huggingface", broken)
+    with pytest.raises(ExportError, match="alike"):
+        FineTuningPipeline(copied).run("export")
+    report = read_json(tmp_path / "copy" / "report.json")
+    assert "alike" in report["failed"]["export"] and set(report["models"]) == {"base", "tuned"}
+    assert (tmp_path / "copy" / "merge/model/model.safetensors").is_file()
+
+
 def test_every_number_of_the_report_stands_in_a_stage_file(finished):
     report = read_json(finished.folder / "report.json")
     for name, stage in (("base", "baseline"), ("tuned", "evaluate")):
@@ -116,3 +154,13 @@ def test_data_without_a_usable_row_stops_at_the_door(settings, tmp_path):
     pipeline = FineTuningPipeline("tiny", settings(f"data={tmp_path / 'bad.jsonl'}"))
     with pytest.raises(DataError, match="nothing is left to train on: 1 read"):
         pipeline.run()
+
+
+def test_an_export_says_where_it_comes_from(finished):
+    folder = finished.folder / "export" / "huggingface"
+    lineage, card = read_json(folder / "manifest.json")["lineage"], (folder / "README.md").read_text(encoding="utf-8")
+    files = {"trained": ("train", "adapter/adapter_model.safetensors"), "merged": ("merge", "model/model.safetensors")}
+    for kind, (stage, name) in files.items():
+        assert lineage[kind][name] == sha256(finished.folder / stage / name) and lineage[kind][name] in card
+    assert lineage["settings_and_files"]["data.train.0"] == sha256(finished.config.data.train[0])
+    assert lineage["settings_and_files"]["lora.r"] == finished.config.lora.r and "torch" in lineage["versions"]
