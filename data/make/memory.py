@@ -1,10 +1,11 @@
 """Measure the memory of training: `python -m make.memory` from `data/`, about ten minutes on two idle cores.
 
-The points of `finetune fit --validate`, and the three methods on a model of the base's shape, each in a process of its
-own. The result is `data/studies/memory.json`.
+The points of `finetune fit --validate` with their probing steps, and the three methods on a model of the base's shape,
+each in a process of its own. The result is `data/studies/memory.json`.
 """
 from finetune_lib.core import write_json
-from finetune_lib.pipeline.fitting import METHODS, Point, measured_peak, validate
+from finetune_lib.pipeline.fitting import METHODS, Point, measured_peak
+from finetune_lib.pipeline.probing import validate
 
 from .measure import DATA
 

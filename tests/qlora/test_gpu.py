@@ -1,4 +1,5 @@
 """On a GPU: a 7B Llama architecture with random weights trains below 8 GiB, and far below full fine-tuning."""
+import subprocess
 import time
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 from finetune_lib.lora.adapter import LoRAConfig, attach_lora
 from finetune_lib.qlora.loading import QuantizationConfig, prepare_for_training
-from finetune_lib.qlora.memory import GIB, estimate_memory
+from finetune_lib.qlora.memory import GIB, MIB, MemoryMonitor, estimate_memory
 from finetune_lib.training.schedule import make_optimizer, parameter_groups
 from finetune_lib.training.step import train_step
 
@@ -80,3 +81,15 @@ def test_full_fine_tuning_takes_what_the_estimate_says(layers):
     peak, _ = peak_of_steps(model, count=2)
     estimated = estimate_memory(llama_7b(layers), "full", batch=1, length=LENGTH, dtype="bfloat16").total
     assert abs(estimated / peak - 1) <= 0.10
+
+
+def test_the_monitor_agrees_with_nvidia_smi_to_a_tenth():
+    def used() -> int:
+        query = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+        return int(subprocess.run(query, check=True, capture_output=True, text=True).stdout.split()[0]) * MIB
+
+    torch.zeros(1, device="cuda")  # the context stands from here on
+    monitor, before = MemoryMonitor(), used() - torch.cuda.memory_reserved()
+    with monitor.stage("load"):
+        block = torch.empty(4 * GIB, dtype=torch.uint8, device="cuda")
+    assert block.is_cuda and abs(monitor.stages[-1].gpu_reserved / (used() - before) - 1) <= 0.10

@@ -273,6 +273,15 @@ def test_an_adapter_trains_on_eight_bits_and_its_base_can_be_had_in_float(folder
     assert (evaluate(load_base(tmp_path), ids) - before).norm() < 0.02 * before.norm()
 
 
+def test_the_kernel_of_eight_bits_is_fed_float32_because_small_gradients_vanish_in_float16(folders):
+    """Why its log line on other types than float16 is not ended by a cast."""
+    layer = next(iter(layers_in_8bit(load_base(folders["llama"], EIGHT_BITS)).values()))
+    x, y = (torch.randn(4, layer.in_features, requires_grad=True) for _ in range(2))
+    (layer(x).sum() * 1e-9).backward()
+    (layer(y.half()).float().sum() * 1e-9).backward()
+    assert x.grad.abs().min() > 0 and not y.grad.any()
+
+
 @pytest.mark.parametrize("storage", ["bfloat16", "float16", "float32"])
 def test_quant_storage_changes_how_codes_lie_and_no_number(folders, ids, storage):
     model = load_base(folders["llama"], QuantizationConfig(quant_storage=storage))
