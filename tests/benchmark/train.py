@@ -5,12 +5,14 @@ samples with the same optimizer, on the same threads, without activation checkpo
 target tokens. `identical_batches` hands everyone the same ready batches; in `best_batching` everyone makes batches in
 the way that is quickest for it: ours grouped by length (the default), the bare loop the same, Trainer grouped by
 length, SFTTrainer packed. Trainer's and SFTTrainer's own defaults stand beside. A turn runs all of them with one seed,
-one after another, so that a busy machine slows all; ratios are taken in each turn and their median counts. Only real
-tokens count, never padding, and for everyone the clock starts when the first step is done: what comes before (ours
-tries the longest batch there) stands beside it as `start_seconds`. `--keep` stores the result in
-tests/benchmark/results as well; nothing passes or fails.
+one after another, so that a busy machine slows all; ratios are taken in each turn and their median counts. Beside them
+stands the ratio of processor time, which others on the machine change less. Only real tokens count, never padding, and
+for everyone the clock starts when the first step is done: what comes before (ours tries the longest batch there) stands
+beside it as `start_seconds`. `final_loss` is that of 64 samples held out, measured in one way for all. All of it on one
+thread, then shorter on two. `--keep` stores the result in tests/benchmark/results as well; nothing passes or fails.
 """
 import argparse
+import ctypes
 import gc
 import json
 import logging
@@ -28,7 +30,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset, disable_progress_bars
 from reports import store
-from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trainer, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
 from finetune_lib.core import base_model, data_folder, load_tokenizer, machine, seed_everything
@@ -39,6 +41,7 @@ from finetune_lib.data.records import load_conversations
 from finetune_lib.lora.adapter import LoRAConfig, attach_lora
 from finetune_lib.training.loop import train
 from finetune_lib.training.schedule import TrainingConfig, Windows
+from finetune_lib.training.step import evaluation_loss
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1296, "num_attention_heads": 12,
@@ -66,7 +69,8 @@ def settings(steps: int, seed: int) -> TrainingConfig:
 
 def arguments(kind: type, steps: int, seed: int, **more):
     """Their settings, as near to ours as they go."""
-    more = {"per_device_train_batch_size": BATCH, **more}
+    targets = {"completion_only_loss": True} if kind is SFTConfig else {}  # else it learns the prompts, too
+    more = {"per_device_train_batch_size": BATCH, **targets, **more}
     return kind(output_dir=tempfile.gettempdir(), max_steps=steps, use_cpu=True, learning_rate=RATE,
                 lr_scheduler_type="constant", seed=seed, save_strategy="no", report_to=[],
                 logging_steps=min(10, steps), disable_tqdm=True, bf16=False, gradient_checkpointing=False,
@@ -74,9 +78,8 @@ def arguments(kind: type, steps: int, seed: int, **more):
 
 
 def ours(model, samples, batches, steps, seed, first_done):
-    result = train(model, samples, settings(steps, seed), model.config.pad_token_id,
-                   callbacks=[lambda kind, record: first_done() if kind == "step" and record.step == 1 else None])
-    return [record.loss for record in result.history]
+    train(model, samples, settings(steps, seed), model.config.pad_token_id,
+          callbacks=[lambda kind, record: first_done() if kind == "step" and record.step == 1 else None])
 
 
 def bare(model, samples, batches, steps, seed, first_done):
@@ -91,7 +94,6 @@ def bare(model, samples, batches, steps, seed, first_done):
         losses.append(loss.item())
         if len(losses) == 1:
             first_done()
-    return losses
 
 
 def theirs(base: type, kind: type, ready: bool, **more) -> Callable:
@@ -117,6 +119,7 @@ def theirs(base: type, kind: type, ready: bool, **more) -> Callable:
         named = {"processing_class": load_tokenizer(base_model())} if base is SFTTrainer else {
             "data_collator": lambda found: collate_rows(found, pad)}
         trainer = Timed(model=model, args=options, train_dataset=rows, **named)
+        trainer.remove_callback(PrinterCallback)
         trainer.given, trainer.real, trainer.first_done = (batches if ready else None), [], first_done
         return trainer
     return prepare
@@ -132,13 +135,19 @@ def collate_rows(rows: list[dict], pad: int) -> dict[str, torch.Tensor]:
     return {**batch, "attention_mask": torch.tensor(mask)}
 
 
-def peak_of(action: Callable[[], object]) -> tuple[object, float, float, float]:
-    """(result, begin, end, MiB of resident memory above the start at the highest point)."""
+def clocks() -> tuple[float, float]:
+    """Seconds by the wall's clock, and seconds of processor time."""
+    return time.perf_counter(), time.process_time()
+
+
+def peak_of(action: Callable[[], object]) -> tuple[object, tuple, tuple, float]:
+    """(result, clocks at begin and end, MiB of resident memory above the start at the highest point)."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # give back what the one before left free
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    start, begin = memory("VmRSS"), time.perf_counter()
+    start, begin = memory("VmRSS"), clocks()
     result = action()
-    return result, begin, time.perf_counter(), memory("VmHWM") - start
+    return result, begin, clocks(), memory("VmHWM") - start
 
 
 def memory(name: str) -> float:
@@ -148,23 +157,25 @@ def memory(name: str) -> float:
 
 
 def measure(way: str, mode: str, size: str, samples: list, steps: int, seed: int) -> dict:
-    """One training by one opponent; making model and trainer is not timed."""
+    """One training by one opponent; making model and trainer is not timed, nor the loss on samples held out."""
+    samples, held_out = samples[:-64], samples[-64:]
     model = make_model(size, seed)
     windows = Windows(samples, BATCH, 1, seed)
     parts = [windows.at(step)[0] for step in range(steps)]
     batches = [collate(part, model.config.pad_token_id) for part in parts]
     real, marks = [sum(len(sample.input_ids) for sample in part) for part in parts], []
-    first_done = lambda: marks.append(time.perf_counter())  # noqa: E731
+    first_done = lambda: marks.append(clocks())  # noqa: E731
     if way in ("ours", "bare"):
         run = {"ours": ours, "bare": bare}[way]
-        losses, begin, end, peak = peak_of(lambda: run(model, samples, batches, steps, seed, first_done))
+        _, begin, end, peak = peak_of(lambda: run(model, samples, batches, steps, seed, first_done))
     else:
         trainer = TRAINERS[way, mode](model, samples, batches, steps, seed, first_done)
         _, begin, end, peak = peak_of(trainer.train)
-        losses, real = [row["loss"] for row in trainer.state.log_history if "loss" in row], trainer.real
-    last = statistics.fmean(losses[-10:] if way in ("ours", "bare") else losses[-1:])
-    return {"tokens_per_second": sum(real[1:]) / (end - marks[0]), "start_seconds": marks[0] - begin,
-            "final_loss": last, "peak_mib": peak}
+        real = trainer.real
+    wall, processor = (sum(real[1:]) / (late - early) for early, late in zip(marks[0], end, strict=True))
+    return {"tokens_per_second": wall, "tokens_per_processor_second": processor,
+            "start_seconds": marks[0][0] - begin[0], "peak_mib": peak,
+            "final_loss": evaluation_loss(model, held_out, model.config.pad_token_id)}
 
 
 TRAINERS = {
@@ -183,22 +194,33 @@ def summary(turns: list[dict[str, dict]]) -> dict:
     found = {}
     for way in turns[0]:
         rows = [turn[way] for turn in turns]
-        ratios = [turn["ours"]["tokens_per_second"] / turn[way]["tokens_per_second"] for turn in turns]
+        ratios, processor = ([turn["ours"][name] / turn[way][name] for turn in turns]
+                             for name in ("tokens_per_second", "tokens_per_processor_second"))
         found[way] = {
             "tokens_per_second": round(statistics.median(row["tokens_per_second"] for row in rows)),
             "ours_over_it": round(statistics.median(ratios), 3), "ours_over_it_least": round(min(ratios), 3),
-            "ours_over_it_most": round(max(ratios), 3), "final_loss": [round(row["final_loss"], 4) for row in rows],
+            "ours_over_it_most": round(max(ratios), 3),
+            "ours_over_it_processor": round(statistics.median(processor), 3),
+            "final_loss": [round(row["final_loss"], 4) for row in rows],
             "start_seconds": round(statistics.median(row["start_seconds"] for row in rows), 3),
             "peak_mib": round(statistics.median(row["peak_mib"] for row in rows), 1)}
     return found
 
 
-def compare(size: str, samples: list, steps: int, seeds: range) -> dict:
-    """Both ways of batching at one size; one turn for each seed, after one that warms up."""
+def sizes(samples: list, steps: int, seeds: range, threads: int) -> dict[str, dict]:
+    """Both sizes on so many threads; the larger one with a quarter of the steps."""
+    torch.set_num_threads(threads)
+    modes, defaults = ("identical_batches", "best_batching"), ("defaults",) if threads == 1 else ()
+    return {"tiny": compare("tiny", modes + defaults, samples, steps, seeds),
+            "eight_times": compare("eight_times", modes, samples, max(4, steps // 4), seeds)}
+
+
+def compare(size: str, modes: tuple[str, ...], samples: list, steps: int, seeds: range) -> dict:
+    """Ways of batching at one size; one turn for each seed, after two steps of everyone that warm up."""
     found = {"parameters": sum(weight.numel() for weight in make_model(size, 0).parameters()), "steps": steps}
-    for mode in ("identical_batches", "best_batching", *(["defaults"] if size == "tiny" else [])):
-        for way in WAYS:
-            measure(way, mode, size, samples, 2, 0)
+    for way in WAYS:
+        measure(way, modes[0], size, samples, 2, 0)
+    for mode in modes:
         turns = []
         for seed in seeds:
             order = WAYS if seed % 2 else WAYS[::-1]  # nobody is always first
@@ -225,7 +247,7 @@ def overhead(samples: list, steps: int, seeds: range) -> dict:
     """Share of the time that records, guard, watching and checkpoints take: with all of them, and with none."""
     shares = []
     for seed in seeds:
-        seconds = {}
+        spent = {}
         for name in ("with", "without") if seed % 2 else ("without", "with"):
             model, config = make_model("tiny", seed), settings(steps, seed)
             with tempfile.TemporaryDirectory() as folder:
@@ -235,9 +257,10 @@ def overhead(samples: list, steps: int, seeds: range) -> dict:
                     config = config.model_copy(update={"guard": False})
                 _, begin, end, _ = peak_of(lambda model=model, config=config, folder=folder, name=name: train(
                     model, samples, config, model.config.pad_token_id, folder=folder if name == "with" else None))
-                seconds[name] = end - begin
-        shares.append(seconds["with"] / seconds["without"] - 1)
-    return {"share_median": round(statistics.median(shares), 4), "shares": [round(share, 4) for share in shares],
+                spent[name] = [late - early for early, late in zip(begin, end, strict=True)]
+        shares.append([more / less - 1 for more, less in zip(spent["with"], spent["without"], strict=True)])
+    wall, processor = ([round(share, 4) for share in kind] for kind in zip(*shares, strict=True))
+    return {"share_median": statistics.median(wall), "shares": wall, "shares_processor": processor,
             "save_steps": 50, "steps": steps}
 
 
@@ -256,23 +279,20 @@ def waste(samples: list) -> dict:
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=60, help="of a training at the tiny size; a quarter at the other")
+    parser.add_argument("--steps", type=int, default=40, help="of a training at the tiny size; a quarter at the other")
     parser.add_argument("--seeds", type=int, default=3, help="turns, each with a seed of its own")
-    parser.add_argument("--threads", type=int, default=1, help="of torch")
     parser.add_argument("--keep", action="store_true", help="store the result in tests/benchmark/results too")
     options = parser.parse_args(words)
-    torch.set_num_threads(options.threads)
     disable_progress_bars()
     logging.getLogger("finetune_lib").setLevel(logging.ERROR)
     chats, _ = load_conversations(data_folder() / "instructions" / "train.jsonl")
-    samples, _ = tokenize_all(chats[:2000], load_tokenizer(base_model()), max_length=256)
+    samples, _ = tokenize_all(chats[:1000], load_tokenizer(base_model()), max_length=256)
     seeds = range(options.seeds)
-    result = {"tiny": compare("tiny", samples, options.steps, seeds),
-              "eight_times": compare("eight_times", samples, max(2, options.steps // 4), seeds),
-              "overhead": overhead(samples, 2 * options.steps, seeds), "profile": profile(samples),
-              "padding_waste": waste(samples), "batch_size": BATCH, "seeds": list(seeds), "threads": options.threads,
-              "machine": machine(), "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0],
-              "date": date.today().isoformat(), "versions": {name: version(name) for name in PACKAGES}}
+    result = {**sizes(samples, options.steps, seeds, 1), "overhead": overhead(samples, 2 * options.steps, seeds),
+              "profile": profile(samples), "padding_waste": waste(samples), "batch_size": BATCH, "seeds": list(seeds),
+              "two_threads": sizes(samples, max(4, options.steps // 2), seeds, 2), "machine": machine(),
+              "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0], "date": date.today().isoformat(),
+              "versions": {name: version(name) for name in PACKAGES}}
     sys.stdout.write(json.dumps(result, indent=2) + "\n")
     store("train", result, options.keep)
     return 0
