@@ -241,7 +241,7 @@ def memory_needed(
     settings = dict(method=config.method, batch=training.per_device_train_batch_size, length=config.data.max_length,
                     r=config.lora.r, dtype=config.model.dtype, gradient_checkpointing=training.gradient_checkpointing,
                     double_quant=config.quantization.double_quant, optimizer=optimizer,
-                    bits=8 if config.quantization.load_in_8bit else 4,
+                    bits=8 if config.quantization.load_in_8bit else 4, lora_dropout=config.lora.lora_dropout,
                     accumulation=training.gradient_accumulation_steps)
     name = reachable(config.model.name_or_path)
     return will_it_fit(name, card, **settings) if card else estimate_memory(name, **settings)
