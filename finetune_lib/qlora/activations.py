@@ -80,7 +80,7 @@ def skeleton(
     AttentionInterface.register("finetune_lib_fused", fused)
     config = type(config).from_dict({**config.to_dict(), "quantization_config": None})
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:layers]
+        config.layer_types = (config.layer_types * layers)[:layers]
     config.num_hidden_layers = layers
     config._attn_implementation = "finetune_lib_fused" if attention == "fused" else "eager"
     with torch.device("meta"):

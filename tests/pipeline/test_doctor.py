@@ -76,7 +76,8 @@ def test_float16_on_a_processor_is_named_with_the_settings_that_mend_it(override
 
 
 def test_a_training_that_cannot_fit_is_named_before_it_starts():
-    huge = load_config("tiny", ["training.per_device_train_batch_size=1000000", "training.use_cpu=true"], {})
+    huge = load_config("tiny", ["training.per_device_train_batch_size=4096", "data.max_length=100000",
+                                "training.use_cpu=true"], {})
     assert "GiB needed" in bad(check_config(huge, "tiny"))["memory"].evidence
 
 
