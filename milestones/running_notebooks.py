@@ -39,6 +39,8 @@ def run_notebooks(milestone: dict[str, Any], tasks: list[Task], work: Path, plac
         begun = time.monotonic()
         if all(task["state"] == UNATTEMPTED for task in graded):
             found = {"state": UNATTEMPTED, "what": "none of its tasks is written yet", "cells": 0, "ran": 0}
+        elif not share_of_points(graded):
+            found = {"state": BLOCKED, "what": "not run: its tasks got no points yet", "cells": 0, "ran": 0}
         else:
             found = run_notebook(name, work, place, kit, whole)
         right = share_of_points(graded) if found["state"] == PASSED else 0.0

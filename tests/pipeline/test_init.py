@@ -1,14 +1,16 @@
 """`finetune init`: options for scripts, questions at a terminal, and a file that passes a dry run either way."""
 import os
 import pty
+import shutil
 import subprocess
 import sys
 
 import pytest
 
-from finetune_lib.core import data_folder
+from finetune_lib.core import base_model, data_folder
 from finetune_lib.pipeline.command import main
 from finetune_lib.pipeline.config import load_config
+from finetune_lib.pipeline.doctor import starter
 
 COMMAND = [sys.executable, "-c", "import sys; from finetune_lib.pipeline.command import main; sys.exit(main())", "init"]
 
@@ -73,3 +75,10 @@ def test_without_a_terminal_it_does_not_wait_for_anybody(mine):
 def test_nothing_is_written_where_somebody_leaves_in_the_middle(mine):
     code, _ = at_a_terminal(mine, "", "\x04")
     assert code != 0 and not (mine / "mine.yaml").exists()
+
+
+@pytest.mark.parametrize(("method", "rate"), [("lora", "0.003"), ("full", "0.0003")])
+def test_a_small_model_in_a_folder_gets_a_rate_for_small_models(tmp_path, method, rate):
+    shutil.copytree(base_model(), tmp_path / "mine")
+    assert f"learning_rate: {rate}  #" in starter(str(tmp_path / "mine"), "my.csv", method)
+    assert "learning_rate: 0.0002  #" in starter(str(tmp_path / "elsewhere"), "my.csv")

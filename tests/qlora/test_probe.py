@@ -1,4 +1,7 @@
 """One step that corrects an estimate: what it measures, what it corrects, and what it is refused for."""
+import json
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -21,10 +24,16 @@ def test_half_a_training_is_half_its_batch_or_its_length():
         == [(8, 128), (2, 100), (1, 1024), (1, 4), (1, 1)]
 
 
+KNOWN = """
+import json
+from contextlib import contextmanager
+from dataclasses import asdict
+import torch
+from finetune_lib.qlora.probe import probe_step
+
 @contextmanager
-def known_training():
-    """A weight of 32 MiB with AdamW, and 48 MiB of results that are kept for each 1,024 rows."""
-    layer = nn.Linear(2048, 4096, bias=False)
+def known_training():  # a weight of 32 MiB with AdamW, and 48 MiB of results that are kept for each 1,024 rows
+    layer = torch.nn.Linear(2048, 4096, bias=False)
     optimizer = torch.optim.AdamW(layer.parameters())
 
     def step(batch, length):
@@ -34,10 +43,14 @@ def known_training():
 
     yield step, optimizer
 
+probe_step(known_training, 1, 1)  # the first warms up
+print(json.dumps(asdict(probe_step(known_training, 1024, 1))))
+"""
+
 
 def test_a_step_of_known_sizes_is_measured_part_by_part():
-    probe_step(known_training, 1, 1)  # the first warms up
-    probe = probe_step(known_training, 1024, 1)
+    alone = subprocess.run([sys.executable, "-c", KNOWN], capture_output=True, text=True, check=True).stdout
+    probe = Probe(**json.loads(alone))  # in a process of its own: what other tests gave back would be used again
     assert (probe.batch, probe.length) == (1024, 1)
     kept = 3 * 32  # the weight and its two moments
     assert kept - 4 < probe.kept / MIB < kept + 12

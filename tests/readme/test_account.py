@@ -23,7 +23,7 @@ EXCEPTED = {  # command → why no test runs it
     "pip install -e '.[gguf]'": "compiles llama.cpp for minutes; the environment of `make test-export` has it",
     "make bench-data": "ten minutes of timing",
     "make bench-train": "minutes of timing",
-    "finetune fit --validate": "a process for each of its points; tests/qlora/test_fitting.py runs two",
+    "finetune fit --validate": "a process for each of its points; tests/qlora/test_fitting.py runs one",
     "course grade": "the command's name in a sentence; each of its forms is run",
     "course audit": "measures the grader for minutes; tests/kit/test_audit.py does so on a small course",
 }

@@ -28,10 +28,17 @@ HOSTILE = "import milestones.expecting as checks\nchecks.equal = lambda *a, **k:
 
 
 @pytest.fixture(scope="module")
-def submission(run, checkout):
-    """A learner's folder in which the first task of milestone 2 is written, and no other."""
+def blank(run, checkout):
+    """A learner's folder in which nothing is written: its notebooks cost the grader no time."""
     run(".venv/bin/course start ../my-course")
-    folder = checkout.parent / "my-course"
+    return checkout.parent / "my-course"
+
+
+@pytest.fixture(scope="module")
+def submission(blank):
+    """A learner's folder in which the first task of milestone 2 is written, and no other."""
+    folder = blank.with_name("one-task")
+    shutil.copytree(blank, folder, symlinks=True)
     solved = next(task for task in find_tasks(ROOT) if task.id == "2.1")
     change_task(folder, next(task for task in find_tasks(folder) if task.id == "2.1"), solved.source)
     return folder
@@ -48,20 +55,20 @@ def test_a_report_is_written(run, submission, checkout):
     assert json.loads((checkout / "report.json").read_text())["points"] == 27
 
 
-def test_results_for_gradescope_and_ci_are_written(run, submission, checkout):
-    run("course grade 2 --folder SUBMISSION --gradescope results.json --junit grade.xml", codes=(1,),
-        SUBMISSION=submission)
-    assert json.loads((checkout / "results.json").read_text())["tests"]
+def test_results_for_gradescope_and_ci_are_written(run, blank, checkout):
+    run("course grade 2 --folder SUBMISSION --gradescope results.json --junit grade.xml", codes=(1,), SUBMISSION=blank)
+    tests = json.loads((checkout / "results.json").read_text())["tests"]
+    assert tests and {test["score"] for test in tests} == {0}
     assert "<testsuite" in (checkout / "grade.xml").read_text()
 
 
-def test_hidden_checks_and_a_classroom_on_ci(run, submission, tmp_path):
+def test_hidden_checks_and_a_classroom_on_ci(run, blank, submission, tmp_path):
     (tmp_path / "hidden/02_lora").mkdir(parents=True)
     (tmp_path / "hidden/02_lora/checks.py").write_text(HIDDEN)
     said = run("course grade 2 --hidden DIR", submission, (1,), DIR=tmp_path / "hidden")
     assert "27 of 105 points" in said
-    run("course grade 2 --junit grade.xml", submission, (1,))
-    assert "skipped" in (submission / "grade.xml").read_text()
+    run("course grade 2 --junit grade.xml", blank, (1,))
+    assert "skipped" in (blank / "grade.xml").read_text()
 
 
 def test_a_class_becomes_the_table_that_readme_shows(run, submission, checkout):
@@ -90,14 +97,14 @@ def scripts() -> dict[str, str]:
     return {name: text for text, name in found}
 
 
-def test_gradescopes_two_files_are_scripts_and_the_second_leaves_the_results(submission, checkout, tmp_path):
+def test_gradescopes_two_files_are_scripts_and_the_second_leaves_the_results(blank, checkout, tmp_path):
     assert set(scripts()) == {"setup.sh", "run_autograder"}
     for text in scripts().values():  # the first installs packages on a machine of Gradescope's: read, not run
         subprocess.run(["bash", "-n"], input=text, text=True, check=True)
     place = tmp_path / "autograder"
     (place / "results").mkdir(parents=True)
     (place / "course").symlink_to(checkout)
-    shutil.copytree(submission / "nbs", place / "submission/nbs")
+    shutil.copytree(blank / "nbs", place / "submission/nbs")
     text = scripts()["run_autograder"].replace("/autograder", str(place))
     subprocess.run(["bash"], input=text, text=True, check=True, capture_output=True)
     assert json.loads((place / "results/results.json").read_text())["tests"]
