@@ -16,7 +16,6 @@ import importlib
 import os
 import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from milestones.account import TAMPERED, failed, understood
+from milestones.account import TAMPERED, understood
 from milestones.acts import lingering, watch
 from milestones.checking import (
     FAILED,
@@ -46,7 +45,6 @@ from milestones.wrong import WRONG, unsound
 __all__ = ["LIMITS", "Guard", "Limits", "all_checks", "choose", "in_child", "library_modules", "run_in_folder",
            "use_library", "warm_up"]
 SECOND_CHANCE = 0.25  # of the time for a check, for each that follows one which ran out of it
-CHANCES = 2  # checks of one task that may run out of time; the others of the task are then not run
 CANARIES = 1 + len(WRONG)  # checks in canary.py
 
 
@@ -70,7 +68,7 @@ def run_in_folder(
     guard: Guard | None = None,  # how the child is watched; None where the code is trusted, as in the audit
 ) -> list[CheckResult]:
     """Results of all `checks`, in their order, whatever the code under them does."""
-    left, results, allowed, slow = list(checks), [], limits, Counter()
+    left, results, allowed = list(checks), [], limits
     while left:
         work = functools.partial(child_run, folder=folder, tasks=tasks, checks=left, seed=seed, guard=guard)
         if guard and guard.scratch:
@@ -82,11 +80,6 @@ def run_in_folder(
         left = [check for check in left if check.name not in names]
         if ended.startswith(TOO_LONG):  # likely again in each check that is left; a right one needs a fraction of that
             allowed = replace(limits, seconds=limits.seconds * SECOND_CHANCE)
-            task = found[-1].check.task
-            slow[task] += 1
-            given_up = [check for check in left if check.task == task and slow[task] == CHANCES]
-            results += failed(given_up, f"not run: {CHANCES} checks of this task ran out of time before")
-            left = [check for check in left if check not in given_up]
     order = {check.name: place for place, check in enumerate(checks)}
     return settle(sorted(results, key=lambda result: order[result.check.name]))
 

@@ -21,7 +21,7 @@ from milestones.running import Limits
 from milestones.stubs import MESSAGE
 from milestones.tasks import DIRECTIVE, Task, cell_source, read_notebook, set_source, write_notebook
 
-SECONDS, WHOLE_SECONDS = 180, 600  # of computing, for one notebook through its last check, and to its last cell
+SECONDS, WHOLE_SECONDS = 90, 600  # of computing, for one notebook through its last check, and to its last cell
 LONGEST_CELL = 600  # real seconds, on a machine that others use too
 MEMORY = 12 * 2**30  # bytes of addresses: torch alone maps several, whatever it uses
 COLOR = re.compile(r"\x1b\[[0-9;]*m")

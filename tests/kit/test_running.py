@@ -76,15 +76,6 @@ def test_checks_that_follow_one_that_ran_out_of_time_have_less_of_it(run):
     assert said == [f"it took more than {seconds} s and was stopped" for seconds in (4, 1)], said
 
 
-def test_a_task_whose_checks_ran_out_of_time_twice_is_given_up_and_the_rest_goes_on(run, kit):
-    path = kit / "02_lora/checks.py"
-    again = "\n\n@pytest.mark.task('2.1', points=1)\ndef test_scale_{0}(lib):\n    same(lib.scaling(4, 2), 2.0, 'it')\n"
-    path.write_text(path.read_text() + again.format("again") + again.format("once_more"))
-    results = run(replacing("return alpha / r", "while True: pass"))
-    assert results["test_scale_once_more"].what == "not run: 2 checks of this task ran out of time before"
-    assert results["test_count_is_both_matrices"].state == PASSED
-
-
 def test_a_module_that_stops_on_import_is_the_reason_of_the_check_that_needs_it(run):
     results = run(replacing("def count(", "raise SystemExit(3)\ndef count("), guard=GUARD)
     assert states(results)[-1] == FAILED
