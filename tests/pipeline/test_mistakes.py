@@ -9,7 +9,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
 from finetune_lib.core import read_json
-from finetune_lib.pipeline.command import main
+from finetune_lib.pipeline.command import SEE, main
 
 FILES = {"empty.jsonl": "", "notes.docx": "x", "text.jsonl": '{"text": "Once"}\n', "mine.yaml": "a: 1",
          "pairs.jsonl": '{"prompt": "p", "chosen": "c", "rejected": "r"}\n', "broken.jsonl": '{"a": 1,}\n',
@@ -115,6 +115,7 @@ def test_each_mistake_has_its_code_and_three_lines(line, code, said, place, caps
     err = capsys.readouterr().err
     parts = three_lines(err)
     assert said in err and "Traceback" not in err and len(set(parts)) == 3
+    assert parts[2] != SEE, f"what to do is missing: {err}"
     assert not [part for part in parts if len(part) < 4 or part.endswith((",", ":", "("))], parts
     if code == 2:
         assert sorted(place.rglob("*")) == before
