@@ -4,8 +4,7 @@ The points of `finetune fit --validate` with their probing steps, and the three 
 each in a process of its own. The result is `data/studies/memory.json`.
 """
 from finetune_lib.core import write_json
-from finetune_lib.pipeline.fitting import METHODS, Point, measured_peak
-from finetune_lib.pipeline.probing import validate
+from finetune_lib.pipeline.probing import METHODS, Point, measured_peak, validate
 
 from .measure import DATA
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import ExportError, load_tokenizer
+from ..core import ExportError, load_tokenizer, read_json, sha256
 from ..data.chat import TokenizedSample
 from .export import PROBE, rendered, scan_file, write_manifest
 from .formats import check_gguf, modelfile, optional, write_gguf, write_onnx, write_onnx_int8
@@ -242,5 +242,6 @@ def export_format(
         require_close(name, got, reference[0])
         if found := [one for file in part.iterdir() if file.suffix in (".json", ".md") for one in scan_file(file)]:
             raise ExportError(f"an export must be clean, got: {'; '.join(found)}")
-        write_manifest(part, name, source=str(source), **asdict(got))
+        comes_from = read_json(Path(source) / "manifest.json")["lineage"]
+        write_manifest(part, name, **comes_from, export=sha256(Path(source) / "manifest.json"), **asdict(got))
     return got

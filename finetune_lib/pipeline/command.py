@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Config', 'Set', 'Force', 'AsJson', 'HEAD', 'JOINTS', 'WEAKER', 'NAMELESS', 'SEE', 'options', 'console',
            'show_event', 'words', 'run', 'open_pipeline', 'show_files', 'prepare', 'stage_until', 'train', 'evaluate',
-           'merge', 'export', 'explain_data', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate',
+           'merge', 'export', 'explain_data', 'show_accounting', 'show_plan', 'show_report', 'demo', 'generate', 'say',
            'doctor', 'told', 'main', 'fail', 'classify']
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #5faed282
@@ -141,13 +141,14 @@ def prepare(
     stage_until("prepare", files[0] if files else None, set_, force)
 
 
-def stage_until(name: str, config: str | None, overrides: list[str] | None, force: bool) -> None:
-    """Bring a run up to one stage; `force` does that stage again."""
+def stage_until(name: str, config: str | None, overrides: list[str] | None, force: bool) -> Path:
+    """Bring a run up to one stage; `force` does that stage again. Returns the run's folder."""
     pipeline = open_pipeline(config, overrides)
     pipeline.run(name if force else None, until=name)
     console().print(f"done: {pipeline.folder / name}")
+    return pipeline.folder
 
-
+# %% ../../nbs/06_pipeline/07_command.ipynb #e3stage0
 @app.command()
 def train(config: Config = None, set_: Set = None, force: Force = False) -> None:
     """Tokens → adapter. An interrupted training goes on from its last checkpoint."""
@@ -165,24 +166,36 @@ def merge(config: Config = None, set_: Set = None, force: Force = False) -> None
     """Base + adapter → one model, proven to answer the same."""
     stage_until("merge", config, set_, force)
 
-
+# %% ../../nbs/06_pipeline/07_command.ipynb #e3stage1
 @app.command()
-def export(config: Config = None, set_: Set = None, force: Force = False) -> None:
-    """Merged model → a folder for plain transformers, loaded back and compared."""
-    stage_until("export", config, set_, force)
+def export(
+    config: Config = None,
+    set_: Set = None,
+    force: Force = False,
+    format_: Annotated[str | None, typer.Option("--format", help="Also as gguf-f16, gguf-q8_0, gguf-q4_0, onnx, "
+                                                                 "onnx-int8: a folder in formats/.")] = None,
+    push: Annotated[str | None, typer.Option("--push-to-hub", metavar="NAME/MODEL", help="Send what was made to "
+                                                                                         "the hub, privately.")] = None,
+) -> None:
+    """Merged model → a folder for plain transformers, loaded back and compared; with --format, one more."""
+    from finetune_lib.pipeline.shipping import check_request, ship
+
+    check_request(format_, push)
+    folder = stage_until("export", config, set_, force)
+    for line in ship(folder, format_, push):
+        console().print(line, markup=False)
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #ca35bff3
 def explain_data(paths: list[str], overrides: list[str], as_json: bool = False) -> None:
     """Format and accounting of data files, with the tokenizer of the configuration (`--set model=…`)."""
     from dataclasses import asdict
 
-    from finetune_lib.core import DataError
     from finetune_lib.pipeline.config import load_config
     from finetune_lib.pipeline.reading import MATRIX, explain_files
 
     if not paths:
         raise ConfigError("--explain needs a data file, got none; finetune prepare --explain my.jsonl")
-    found = explain_files(paths, load_config(None, overrides))
+    found = explain_files(paths, settings := load_config(None, overrides))
     if found[1:]:
         accounts = [asdict(one.accounting) | {"file": one.file, "error": one.error} for one in found]
         typer.echo(json.dumps(accounts, indent=2) if as_json else "\n".join([MATRIX, *(one.line() for one in found)]))
@@ -190,11 +203,10 @@ def explain_data(paths: list[str], overrides: list[str], as_json: bool = False) 
         typer.echo(json.dumps(asdict(found[0].accounting), indent=2))
     elif not found[0].error:
         show_accounting(found[0].accounting, found[0].problems)
+        model = settings.model.name_or_path.replace(str(data_folder()), "{data}")
+        console().print(f"by the tokenizer of {model} (--set model=… for another)", markup=False)
     for one in found:
-        if not one.accounting.kept:
-            lost = one.accounting.quarantined | one.accounting.removed
-            raise DataError(one.error or f"no record of {one.file} can be trained on: {lost}; "
-                                         "read the reasons above, or give data.mapping")
+        one.require_usable()
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #1aef77c2
 def show_accounting(account, problems: list) -> None:
@@ -219,29 +231,12 @@ def show_plan(
     overrides: list[str],
 ) -> None:
     """Settings with their origin, stages that would run, estimated memory, measured time."""
-    from finetune_lib.pipeline.config import flat, load_config, origins
-    from finetune_lib.pipeline.doctor import at_hand, memory_at_hand
-    from finetune_lib.pipeline.manifest import plan
-    from finetune_lib.pipeline.reading import check
-    from finetune_lib.pipeline.rehearsal import time_at_hand
+    from finetune_lib.pipeline.rehearsal import dry_run
 
-    resolved, out = load_config(config, overrides), console()
-    if at_hand(resolved.model.name_or_path):
-        check(resolved)
-    values = flat(resolved.model_dump(mode="json"))
-    out.print("[bold]settings[/bold] (all others have their default)")
-    for name, origin in origins(config, overrides).items():
-        if origin != "default":
-            value = str(values[name]).replace(str(data_folder()), "{data}")
-            out.print(f"  {name} = {value}  ({origin})", markup=False)
-    out.print("[bold]plan[/bold]")
-    for name, because in plan(resolved, resolved.output.folder).items():
-        why = f"run, {', '.join(because[:4])}" if because else "kept, nothing changed"
-        out.print(f"  {name:9} {why}", markup=False)
-    for title, text in (("memory", memory_at_hand(resolved)), ("time", time_at_hand(resolved))):
-        out.print(f"[bold]{title}[/bold]")
-        for line in text.splitlines():
-            out.print(f"  {line}", markup=False)
+    for title, lines in dry_run(config, overrides).items():
+        console().print(f"[bold]{title}[/bold]")
+        for line in lines:
+            console().print(f"  {line}", markup=False)
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #540d6787
 def show_report(
@@ -298,13 +293,19 @@ def generate(
     loaded = load_any(reachable(model))
     if prompt is not None or file:
         lines = [prompt] if prompt is not None else file.read_text(encoding="utf-8").splitlines()
-        for reply in answer(*loaded, [line for line in lines if line.strip()], system, max_new_tokens):
-            typer.echo(reply)
-        return
+        return say(answer(*loaded, [line for line in lines if line.strip()], system, max_new_tokens))
     if sys.stdin.isatty():
         typer.echo("one question a line; Ctrl-D ends", err=True)
     for line in filter(str.strip, sys.stdin):
-        typer.echo(answer(*loaded, [line.strip()], system, max_new_tokens)[0])
+        say(answer(*loaded, [line.strip()], system, max_new_tokens))
+
+
+def say(replies: list[str]) -> None:
+    """Each answer; on the error stream, a word about one that is empty."""
+    for reply in replies:
+        typer.echo(reply)
+        if not reply:
+            typer.echo("(an empty line: the model stopped at once)", err=True)
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #ea2f2c67
 app.command()(fit)

@@ -114,9 +114,10 @@ def changes(
 ) -> list[str]:
     """Why a stage has to run: inputs that differ, results that are gone or damaged. Empty: nothing to do."""
     if manifest is None:
-        return ["never finished"]
+        return ["not done yet"]
     before = manifest["inputs"]
-    differing = [key for key in sorted(before.keys() | inputs.keys()) if before.get(key) != inputs.get(key)]
+    differing = [key for key in before.keys() | inputs.keys() if before.get(key) != inputs.get(key)]
+    differing.sort(key=lambda key: (key not in before or key not in inputs, key))  # what was changed, then what came
     damaged = [f"{name} is {'damaged' if (folder / name).is_file() else 'gone'}"
                for name, digest in manifest["outputs"].items()
                if not (folder / name).is_file() or sha256(folder / name) != digest]

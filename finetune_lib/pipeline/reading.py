@@ -145,6 +145,13 @@ class Explained:
             shapes[one["format"]] += one["rows"]
         return shapes.most_common(1)[0][0] if shapes else "not recognized"
 
+    def require_usable(self) -> None:
+        """Raise DataError if not a single record can be trained on."""
+        if not self.accounting.kept:
+            lost = self.accounting.quarantined | self.accounting.removed
+            raise DataError(self.error or f"no record of {self.file} can be trained on: {lost}; "
+                                          "read the reasons above, or give data.mapping")
+
     def line(self) -> str:
         """Format, file and the sum, with the reasons."""
         account, lost = self.accounting, [sum(part.values()) for part in (self.accounting.quarantined,

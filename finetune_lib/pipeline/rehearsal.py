@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENOUGH', 'LARGEST', 'ADVICE', 'OTHERS', 'Rehearsal', 'rehearse', 'tokens_of', 'switch', 'without_notes',
-           'time_at_hand', 'advice_on', 'profile']
+           'time_at_hand', 'dry_run', 'advice_on', 'profile']
 
 # %% ../../nbs/06_pipeline/11_rehearsal.ipynb #719217b1
 import os
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core import FinetuneError, write_json
+from ..core import FinetuneError, data_folder, write_json
 from .config import FinetuneConfig
 
 # %% ../../nbs/06_pipeline/11_rehearsal.ipynb #44d7ff51
@@ -116,6 +116,30 @@ def time_at_hand(config: FinetuneConfig) -> str:
         return str(rehearse(config))
     except FinetuneError as error:
         return f"not measured: {error}"
+
+# %% ../../nbs/06_pipeline/11_rehearsal.ipynb #e3dry002
+def dry_run(
+    path: str | None,  # of a configuration, as for load_config
+    overrides: list[str],  # as for --set
+) -> dict[str, list[str]]:
+    """Title → lines: settings that somebody chose, stages that would run, estimated memory, measured time."""
+    from finetune_lib.pipeline.config import flat, load_config, origins
+    from finetune_lib.pipeline.doctor import at_hand, memory_at_hand
+    from finetune_lib.pipeline.manifest import plan
+    from finetune_lib.pipeline.reading import check
+
+    config = load_config(path, overrides)
+    if at_hand(config.model.name_or_path):
+        check(config)
+    values = flat(config.model_dump(mode="json"))
+    chosen = {name: str(values[name]).replace(str(data_folder()), "{data}") for name in values}
+    stages = {name: f"run, {', '.join(because[:4])}" if because else "kept, nothing changed"
+              for name, because in plan(config, config.output.folder).items()}
+    title = "settings (all others have their default)"
+    return {title: [f"{name} = {chosen[name]}  ({origin})" for name, origin in origins(path, overrides).items()
+                    if origin != "default"],
+            "plan": [f"{name:9} {words}" for name, words in stages.items()],
+            "memory": memory_at_hand(config).splitlines(), "time": time_at_hand(config).splitlines()}
 
 # %% ../../nbs/06_pipeline/11_rehearsal.ipynb #3198bc95
 ADVICE = {  # part of an operation's name → what makes it less

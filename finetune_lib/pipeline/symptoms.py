@@ -213,8 +213,9 @@ def left_out(run: Evidence) -> str | None:
     return f"{one['left_out']} of {one['left_out'] + one['questions']}" if share > 0.2 else None
 
 # %% ../../nbs/06_pipeline/09_symptoms.ipynb #bc38a411
-@symptom("loop", "error", "another family's template, another model's tokenizer, or shifted labels",
-         "look at the token view of one sample: data.chat.show_tokens")
+@symptom("loop", "error", "weights that were never trained, another family's template, another model's tokenizer, "
+         "or shifted labels",
+         "ask the base something (finetune generate BASE); look at one sample with data.chat.show_tokens")
 def starts_untrained(run: Evidence) -> str | None:
     """Training starts like an untrained model."""
     path, losses = run.folder / "merge" / "model" / "config.json", run.column("loss")
@@ -309,7 +310,7 @@ def rate_of_full_tuning(run: Evidence) -> str | None:
 
 # %% ../../nbs/06_pipeline/09_symptoms.ipynb #36fe7b12
 @symptom("loop", "warning", "too many epochs for this much data",
-         "training.load_best_model_at_end=true, or fewer steps")
+         "training.load_best_model_at_end=true with training.eval_steps, or fewer steps")
 def overfitted(run: Evidence) -> str | None:
     """Learned by heart: the held-out loss rises again."""
     losses = [loss for one in run.records("evaluations") if (loss := number(one["eval_loss"])) is not None]

@@ -99,7 +99,8 @@ def find_config(name_or_path: str | Path) -> "PreTrainedConfig":
         check_folder(folder)
     elif isinstance(name_or_path, Path) or name.startswith((".", "/", "~")) or name.count("/") > 1:
         near = [item.name for item in folder.parent.iterdir() if item.is_dir()] if folder.parent.is_dir() else []
-        raise ConfigError(f"the model's folder does not exist: {name!r}; {suggest(folder.name, near)}")
+        hint = suggest(folder.name, near) if near else "give a folder that holds config.json"
+        raise ConfigError(f"the model's folder must be there, got {name!r}, which does not exist; {hint}")
     try:
         return AutoConfig.from_pretrained(str(folder) if folder.is_dir() else name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:

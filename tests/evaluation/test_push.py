@@ -193,3 +193,14 @@ def test_a_name_that_is_none_is_refused_first(hub, tmp_path):
     with pytest.raises(ValueError, match="[Rr]epo"):
         push_to_hub(tmp_path, "not a name/at all/")
     assert hub.asked == []
+
+
+def test_a_run_s_export_is_sent_by_the_command_s_own_way(exported, hub, tmp_path, monkeypatch):
+    from finetune_lib.pipeline.shipping import ship
+
+    monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    monkeypatch.setenv("HF_TOKEN", "a-token")
+    (tmp_path / "run" / "export").mkdir(parents=True)
+    exported.rename(tmp_path / "run" / "export" / "huggingface")
+    [said] = ship(tmp_path / "run", repository="you/model")
+    assert said == f"hub       {hub.address}/you/model/commit/1" and hub.repositories["you/model"]["private"]

@@ -70,7 +70,7 @@ def test_dry_run_shows_origin_and_plan_and_makes_nothing(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     assert main(["run", "--dry-run", "--set", "lora.r=4", "--set", "data.limit=40"]) == 0
     out = capsys.readouterr().out
-    assert "lora.r = 4  (--set)" in out and "prepare   run, never finished" in out and "total" in out
+    assert "lora.r = 4  (--set)" in out and "prepare   run, not done yet" in out and "total" in out
     assert "training about" in out and "230 steps of" in out
     assert list(tmp_path.iterdir()) == []
 

@@ -6,8 +6,7 @@ import pytest
 
 from finetune_lib.core import data_folder, read_json
 from finetune_lib.pipeline.command import main
-from finetune_lib.pipeline.fitting import MIB, POINTS, Point, estimated_peak, measured_peak
-from finetune_lib.pipeline.probing import validate
+from finetune_lib.pipeline.probing import MIB, POINTS, Point, estimated_peak, measured_peak, validate
 from finetune_lib.qlora.probe import smaller
 
 

@@ -11,8 +11,8 @@ from torch import nn
 from finetune_lib.pipeline.command import main
 from finetune_lib.pipeline.config import load_config
 from finetune_lib.pipeline.doctor import memory_needed
-from finetune_lib.pipeline.fitting import Point, estimate_of
-from finetune_lib.pipeline.probing import half_of, probed_peak
+from finetune_lib.pipeline.fitting import half_of
+from finetune_lib.pipeline.probing import Point, estimate_of, probed_peak
 from finetune_lib.qlora.memory import MIB, MemoryEstimate, estimate_memory
 from finetune_lib.qlora.probe import Probe, corrected, probe_step, smaller
 

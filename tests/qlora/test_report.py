@@ -1,10 +1,19 @@
 """What loading in few bits did: read off the model, measured on it."""
+import sys
+
 import pytest
 import torch
 
+from finetune_lib.core import ConfigError
 from finetune_lib.qlora.loading import QuantizationConfig, load_base
 from finetune_lib.qlora.nf4 import bits_per_weight
-from finetune_lib.qlora.report import double_quantization_cost, load_with_report, stored_bits
+from finetune_lib.qlora.report import (
+    LIKELY,
+    double_quantization_cost,
+    load_or_fall_back,
+    load_with_report,
+    stored_bits,
+)
 
 from .conftest import KINDS
 
@@ -59,3 +68,26 @@ def test_perplexity_before_training_is_asked_of_both_models(folders, ids):
     model, report = load_with_report(folders["llama"], QuantizationConfig(), perplexity, backend="own")
     assert report.perplexity == (perplexity(load_base(folders["llama"])), perplexity(model))
     assert report.perplexity[0] != report.perplexity[1] and "perplexity before any training" in str(report)
+
+
+def test_another_way_is_taken_only_when_asked_for_and_is_named(folders, ids, monkeypatch, caplog):
+    expected = load_base(folders["llama"], QuantizationConfig(), "own")(input_ids=ids).logits
+    assert load_or_fall_back(folders["llama"], QuantizationConfig(), LIKELY)[1] == "as asked" and not caplog.records
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # what Python does with a package that is not there
+    with pytest.raises(ConfigError, match="cannot be imported here"):
+        load_or_fall_back(folders["llama"], QuantizationConfig(), [])
+    with pytest.raises(ConfigError, match="cannot be imported here"):
+        load_or_fall_back(folders["llama"], QuantizationConfig(), ["8bit"])
+    model, taken = load_or_fall_back(folders["llama"], QuantizationConfig(), ["8bit", "own", "16bit"])
+    assert taken == "own" and torch.equal(model(input_ids=ids).logits, expected)
+    model, taken = load_or_fall_back(folders["llama"], QuantizationConfig(), ["16bit"])
+    assert taken == "16bit" and model.dtype == torch.bfloat16
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "taken instead, as it was asked for: own" in caplog.text
+
+
+def test_a_fallback_that_is_none_is_refused_and_a_wrong_folder_is_no_reason_for_one(folders, tmp_path):
+    with pytest.raises(ConfigError, match="must be one of own, 8bit, 16bit, got '2bit'"):
+        load_or_fall_back(folders["llama"], QuantizationConfig(), ["2bit"])
+    with pytest.raises(ConfigError, match="must hold config.json"):
+        load_or_fall_back(tmp_path, QuantizationConfig(), LIKELY)

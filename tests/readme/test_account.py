@@ -21,6 +21,7 @@ EXCEPTED = {  # command → why no test runs it
     "make soak": "a hundred trainings; tests/training/test_resume.py kills a few",
     "make test-export": "compiles llama.cpp for minutes; it is a run of tests/export",
     "pip install -e '.[gguf]'": "compiles llama.cpp for minutes; the environment of `make test-export` has it",
+    "finetune export my.yaml --format gguf-q8_0": "needs that extra; tests/export/test_shipping.py runs it",
     "make bench-data": "ten minutes of timing",
     "make bench-train": "minutes of timing",
     "finetune fit --validate": "a process for each of its points; tests/qlora/test_fitting.py runs one",
