@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from finetune_lib.core import DataError, read_json
@@ -128,8 +128,7 @@ def filled(sheet, choose):
 def test_what_raters_choose_comes_back_under_the_right_name(tmp_path_factory, pairs, seed):
     folder = tmp_path_factory.mktemp("sheet")
     old, new = ([pair[side].replace("\0", "").replace("\r", "") for pair in pairs] for side in (0, 1))
-    if old == new or any(one == other for one, other in zip(old, new, strict=True)):
-        return
+    assume(all(one != other for one, other in zip(old, new, strict=True)))
     sheet = write_sheet(scores(old), scores(new), chats(len(pairs)), folder, seed=seed)
     key = read_json(folder / "key.json")
     for choice in LABELS:

@@ -5,6 +5,9 @@ from finetune_lib.core import read_json, sha256
 from finetune_lib.evaluation.export import check_manifest
 from finetune_lib.pipeline.command import main
 
+for name in ("llama_cpp", "onnxruntime"):
+    pytest.importorskip(name, reason=f"{name} is not installed: make test-export")
+
 SMALL = ["data.limit=400", "data.replay=null", "data.general=null", "training.max_steps=30", "evaluation.limit=40",
          "evaluation.max_new_tokens=24", "training.use_cpu=true"]
 
