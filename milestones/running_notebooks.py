@@ -17,6 +17,7 @@ from typing import Any
 from milestones.apart import Say, ask, serve
 from milestones.beside import NOTEBOOKS, shared_out
 from milestones.checking import BLOCKED, ERROR, FAILED, PASSED, UNATTEMPTED
+from milestones.children import TOO_LONG
 from milestones.running import Limits
 from milestones.stubs import MESSAGE
 from milestones.tasks import DIRECTIVE, Task, cell_source, read_notebook, set_source, write_notebook
@@ -41,12 +42,19 @@ def run_notebooks(milestone: dict[str, Any], tasks: list[Task], work: Path, plac
             found = {"state": UNATTEMPTED, "what": "none of its tasks is written yet", "cells": 0, "ran": 0}
         elif not share_of_points(graded):
             found = {"state": BLOCKED, "what": "not run: its tasks got no points yet", "cells": 0, "ran": 0}
+        elif slow := endless(graded):
+            found = {"state": BLOCKED, "what": f"not run: task {slow} does not come to an end", "cells": 0, "ran": 0}
         else:
             found = run_notebook(name, work, place, kit, whole)
         right = share_of_points(graded) if found["state"] == PASSED else 0.0
         entries.append({"notebook": f"nbs/{name}", **found, "points": round(share * right, 2), "max_points": share,
                         "seconds": round(time.monotonic() - begun, 1)})
     return entries
+
+
+def endless(tasks: list[dict[str, Any]]) -> str:
+    """The first task of which a check ran out of time; "" where none did."""
+    return next((task["task"] for task in tasks for check in task["checks"] if check["what"].startswith(TOO_LONG)), "")
 
 
 def share_of_points(tasks: list[dict[str, Any]]) -> float:

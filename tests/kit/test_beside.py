@@ -12,8 +12,8 @@ from milestones.apart import prepare
 from milestones.beside import beside_table, points_beside_checks, points_of_checks, shared_out
 from milestones.checking import KIT
 from milestones.result import load_weights, right_answers
-from milestones.running_notebooks import run_notebook, share_of_points, shortened
-from milestones.tasks import cell_source, read_notebook, write_notebook
+from milestones.running_notebooks import run_notebook, run_notebooks, share_of_points, shortened
+from milestones.tasks import cell_source, find_tasks, read_notebook, write_notebook
 
 NAME = "02_lora/01_scale.ipynb"
 BASE = KIT.parent / "data/base"
@@ -68,6 +68,17 @@ def test_a_notebook_gives_as_large_a_share_as_its_public_checks():
     check = {"points": 5, "max_points": 10, "hidden": False}
     assert share_of_points([{"checks": [check, {**check, "points": 10}, {**check, "hidden": True}]}]) == 0.75
     assert share_of_points([]) == 0
+
+
+@pytest.mark.parametrize(("points", "what", "said"), [
+    (0, "not right: the scale", "its tasks got no points yet"),
+    (5, "it took more than 20 s and was stopped", "task 2.1 does not come to an end")])
+def test_a_notebook_that_cannot_run_through_is_not_run(points, what, said, made_course, tmp_path):
+    tasks = find_tasks(made_course)
+    check = {"points": points, "max_points": 10, "hidden": False, "what": what}
+    graded = [{"task": task.id, "state": "failed", "checks": [check]} for task in tasks]
+    [entry] = run_notebooks({"milestone": 2, "tasks": graded}, tasks, tmp_path, tmp_path, made_course / "milestones")
+    assert (entry["state"], entry["what"], entry["points"]) == ("blocked", f"not run: {said}", 0)
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from milestones.checking import KIT
 
 @pytest.fixture
 def audited():
-    """What `course audit` says of a milestone; in a process of its own, since a large one is slow to copy for each check."""
+    """What `course audit` says of a milestone; in a process of its own, since a large one is slow to fork from."""
     def run(milestone: int) -> str:
         done = subprocess.run([sys.executable, "-m", "milestones", "audit", str(milestone)], cwd=KIT.parent,
                               capture_output=True, text=True)
