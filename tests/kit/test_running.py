@@ -9,7 +9,7 @@ from milestones.checking import BLOCKED, FAILED, PASSED, UNATTEMPTED, Check, Che
 from milestones.running import Guard, Limits, all_checks, run_in_folder
 from milestones.tasks import blank, cell_source, find_tasks, read_notebook, set_source, write_notebook
 
-LIMITS = Limits(seconds=4, start=20, memory=2**30)
+LIMITS, SHORT = Limits(memory=2**30), Limits(seconds=4, start=20, memory=2**30)
 GUARD = Guard(writable=(Path(tempfile.gettempdir()),))
 
 
@@ -18,7 +18,7 @@ def run(course, kit, export_course):
     """Change the notebook's task cells with a function of (task, source); run all checks; states by check."""
     tasks = find_tasks(course)
 
-    def with_change(change, guard=None):
+    def with_change(change, guard=None, limits=LIMITS):
         path = course / "nbs/02_lora/01_scale.ipynb"
         notebook = read_notebook(path)
         for task in tasks:
@@ -26,7 +26,7 @@ def run(course, kit, export_course):
             set_source(cell, change(task, cell_source(cell)))
         write_notebook(path, notebook)
         export_course(course)
-        results = run_in_folder(course, tasks, all_checks(kit), kit, limits=LIMITS, guard=guard)
+        results = run_in_folder(course, tasks, all_checks(kit), kit, limits=limits, guard=guard)
         return {result.check.name: result for result in results}
     return with_change
 
@@ -70,7 +70,7 @@ def test_a_task_that_stops_fails_its_own_check_and_the_rest_goes_on(run):
 
 
 def test_checks_that_follow_one_that_ran_out_of_time_have_less_of_it(run):
-    results = run(replacing("return alpha / r", "while True: pass"))
+    results = run(replacing("return alpha / r", "while True: pass"), limits=SHORT)
     assert states(results) == [FAILED, PASSED, PASSED, FAILED, PASSED]
     said = [result.what for result in results.values() if result.state == FAILED]
     assert said == [f"it took more than {seconds} s and was stopped" for seconds in (4, 1)], said
