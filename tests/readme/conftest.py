@@ -68,13 +68,12 @@ def run(told, checkout):
     programs = os.pathsep.join([f"{checkout}/.venv/bin", str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**inherited, "PATH": programs, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
 
-    def run(command: str, cwd: Path = checkout, codes: tuple = (0,), settings: dict | None = None,
-            **paths: object) -> str:
+    def run(command: str, cwd: Path = checkout, codes: tuple = (0,), **paths: object) -> str:
         assert command in told, f"README does not say {command!r} any more"
         for name, path in paths.items():
             command = command.replace(name, str(path))
-        done = subprocess.run(["bash", "-c", command], cwd=cwd, env=environment | (settings or {}), text=True,
-                              capture_output=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(["bash", "-c", command], cwd=cwd, env=environment, capture_output=True, text=True,
+                              stdin=subprocess.DEVNULL)
         assert done.returncode in codes, f"{command}: {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
         return done.stdout
     return run

@@ -50,10 +50,9 @@ def test_one_submission_is_graded_with_its_notebooks_and_without(run, submission
     assert "27 of 90" in run("course grade 2 --folder SUBMISSION --only-checks", codes=codes, SUBMISSION=submission)
 
 
-def test_a_report_is_written(run, blank, checkout):
-    run("course grade 2 --folder SUBMISSION --json report.json", codes=(1,), SUBMISSION=blank)
-    report = json.loads((checkout / "report.json").read_text())
-    assert report["points"] == 0 and len(report["milestones"][0]["tasks"]) == 7
+def test_a_report_is_written(run, submission, checkout):
+    run("course grade 2 --folder SUBMISSION --json report.json", codes=(1,), SUBMISSION=submission)
+    assert json.loads((checkout / "report.json").read_text())["points"] == 27
 
 
 def test_results_for_gradescope_and_ci_are_written(run, blank, checkout):
@@ -63,11 +62,11 @@ def test_results_for_gradescope_and_ci_are_written(run, blank, checkout):
     assert "<testsuite" in (checkout / "grade.xml").read_text()
 
 
-def test_hidden_checks_and_a_classroom_on_ci(run, blank, tmp_path):
+def test_hidden_checks_and_a_classroom_on_ci(run, blank, submission, tmp_path):
     (tmp_path / "hidden/02_lora").mkdir(parents=True)
     (tmp_path / "hidden/02_lora/checks.py").write_text(HIDDEN)
-    said = run("course grade 2 --hidden DIR", blank, (1,), DIR=tmp_path / "hidden")
-    assert "0 of 105 points" in said
+    said = run("course grade 2 --hidden DIR", submission, (1,), DIR=tmp_path / "hidden")
+    assert "27 of 105 points" in said
     run("course grade 2 --junit grade.xml", blank, (1,))
     assert "skipped" in (blank / "grade.xml").read_text()
 
