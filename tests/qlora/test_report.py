@@ -8,7 +8,7 @@ from finetune_lib.core import ConfigError
 from finetune_lib.qlora.loading import QuantizationConfig, load_base
 from finetune_lib.qlora.nf4 import bits_per_weight
 from finetune_lib.qlora.report import (
-    LIKELY,
+    FALLBACKS,
     double_quantization_cost,
     load_or_fall_back,
     load_with_report,
@@ -72,7 +72,7 @@ def test_perplexity_before_training_is_asked_of_both_models(folders, ids):
 
 def test_another_way_is_taken_only_when_asked_for_and_is_named(folders, ids, monkeypatch, caplog):
     expected = load_base(folders["llama"], QuantizationConfig(), "own")(input_ids=ids).logits
-    assert load_or_fall_back(folders["llama"], QuantizationConfig(), LIKELY)[1] == "as asked" and not caplog.records
+    assert load_or_fall_back(folders["llama"], QuantizationConfig(), FALLBACKS)[1] == "as asked" and not caplog.records
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # what Python does with a package that is not there
     with pytest.raises(ConfigError, match="cannot be imported here"):
         load_or_fall_back(folders["llama"], QuantizationConfig(), [])
@@ -90,4 +90,4 @@ def test_a_fallback_that_is_none_is_refused_and_a_wrong_folder_is_no_reason_for_
     with pytest.raises(ConfigError, match="must be one of own, 8bit, 16bit, got '2bit'"):
         load_or_fall_back(folders["llama"], QuantizationConfig(), ["2bit"])
     with pytest.raises(ConfigError, match="must hold config.json"):
-        load_or_fall_back(tmp_path, QuantizationConfig(), LIKELY)
+        load_or_fall_back(tmp_path, QuantizationConfig(), FALLBACKS)
