@@ -22,6 +22,7 @@ NOTEBOOK = "nbs/02_lora/01_adapter.ipynb"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 PATIENCE = 300_000  # milliseconds for one thing to happen: seconds on a machine that has nothing else to do
+ATTEMPTS = 10  # in that time: a click that comes before the page is ready for it is lost, and made again
 GREEN, RED = "rgb(26, 127, 55)", "rgb(198, 40, 40)"
 SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell is in the page, also below the window
@@ -109,18 +110,23 @@ class Notebook:
 
     def run(self, begin: str) -> None:
         """Click into a cell and run it; comes back when it has run."""
-        cell = self.cell(begin)
-        prompt = cell.locator(".jp-InputPrompt")
-        before = prompt.inner_text()
-        cell.locator(".cm-content").click()
-        self.page.keyboard.press("Control+Enter")
-        playwright.expect(prompt).not_to_have_text(before)
+        prompt = self.cell(begin).locator(".jp-InputPrompt")
+
+        def click_and_run() -> None:
+            self.cell(begin).locator(".cm-content").click()
+            self.page.keyboard.press("Control+Enter")
+
+        until_changed(prompt, click_and_run)
         playwright.expect(prompt).to_have_text(re.compile(r"\[\d+\]:"))
 
     def run_above(self, begin: str) -> None:
-        self.cell(begin).locator(".cm-content").click()
-        self.page.get_by_role("menuitem", name="Run", exact=True).click()
-        self.page.get_by_text("Run All Above Selected Cell").click()
+        """Run all cells above this one; comes back when they have begun."""
+        def choose_in_menu() -> None:
+            self.cell(begin).locator(".cm-content").click()
+            self.page.get_by_role("menuitem", name="Run", exact=True).click()
+            self.page.get_by_text("Run All Above Selected Cell").click()
+
+        until_changed(self.page.locator(".jp-CodeCell .jp-InputPrompt").first, choose_in_menu)
 
     def paste(self, begin: str, text: str) -> None:
         """Replace a cell's text by the clipboard's."""
@@ -131,6 +137,19 @@ class Notebook:
 
     def output(self, begin: str):
         return self.cell(begin).locator(".jp-OutputArea-output")
+
+
+def until_changed(prompt, act) -> None:
+    """Act until a cell's prompt is another than before."""
+    before = prompt.inner_text()
+    for attempt in range(ATTEMPTS):
+        act()
+        try:
+            playwright.expect(prompt).not_to_have_text(before, timeout=PATIENCE / ATTEMPTS)
+            return
+        except AssertionError:
+            if attempt == ATTEMPTS - 1:
+                raise
 
 
 def keep_picture(page, notebook: Notebook, first: str, folded: str, path: Path) -> None:

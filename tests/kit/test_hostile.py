@@ -31,10 +31,11 @@ BOXED = sys.platform == "linux"
 ACTS = {  # what a graded function does before it gives the right answer, and what the report must say
     "endless_loop": ("while True: pass", "more than 4 s"),
     "ten_gigabytes": ("b = bytearray(10 * 2**30)", "MemoryError"),
-    "fork_bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "processes without end"),
+    "fork_bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
+                  ("processes without end", "processes that it had started")),  # whichever comes first
     "fork_bomb_in_c": ("import ctypes\nfor _ in range(500):\n    if ctypes.CDLL(None).fork() < 0: "
                        "raise BlockingIOError('no more processes')",
-                       ("no more processes", "more than 1 s")),  # whichever comes first
+                       ("no more processes", "processes that it had started")),
     "leaves_at_once": ("import os\nos._exit(0)", "exit code 0"),
     "sys_exit": ("import sys\nsys.exit(0)", "SystemExit"),
     "kills_itself": ("import os\nos.kill(os.getpid(), 9)", "SIGKILL"),
