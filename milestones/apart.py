@@ -4,6 +4,7 @@
 children, and says on its standard output what it found, a line at a time: what was said before it ended is not lost.
 """
 import ctypes
+import functools
 import json
 import os
 import shutil
@@ -15,7 +16,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from milestones.checking import ERROR, KIT, Check, CheckResult, check_files, collect, settle
+from milestones.checking import ERROR, KIT, Check, CheckResult, check_files, import_checks, settle
+from milestones.children import TEXT
 from milestones.exporting import FILES, export_one
 from milestones.listed import AUTHORS_FILES
 from milestones.running import Guard, Limits, in_child, run_in_folder, warm_up
@@ -135,17 +137,29 @@ def export_notebooks(request: dict[str, Any], say: Say, alone: bool) -> None:
     import nbdev.doclinks  # here, so that no child has to
 
     work, failures = Path(request["work"]), {}
-    for path in notebook_paths(work):
-        name = path.relative_to(work / "nbs").as_posix()
-        messages, ended = in_child(lambda send, name=name: export_small(work, name), EXPORT, alone)
-        broken = next((message["failure"] for message in messages if "failure" in message), "")
-        if broken or ended:
-            failures[name] = broken or ended
+    left = [path.relative_to(work / "nbs").as_posix() for path in notebook_paths(work)]
+    while left:  # a child does all that are left; where it ends early, the one after that goes on
+        messages, ended = in_child(functools.partial(export_all, work=work, names=left), EXPORT, alone)
+        done = {message["exported"]: message["broken"] for message in messages if "exported" in message}
+        if len(done) < len(left):
+            done[left[len(done)]] = ended or "it was left out"
+        failures |= {name: broken for name, broken in done.items() if broken}
+        left = left[len(done):]
     for part in {path.parent for path in (work / "finetune_lib").rglob("*.py")}:
         (part / "__init__.py").touch()
     os.chdir(work)
     _, ended = in_child(lambda send: nbdev.doclinks._build_modidx(), EXPORT, alone)
     say({"failures": failures | ({"the index of all": ended} if ended else {})})
+
+
+def export_all(send: Say, work: Path, names: list[str]) -> None:
+    """Export these notebooks, and say of each what is wrong with it, if anything."""
+    for name in names:
+        try:
+            export_small(work, name)
+            send({"exported": name, "broken": ""})
+        except Exception as error:  # whatever a learner's notebook holds is told, and the others go on
+            send({"exported": name, "broken": f"{type(error).__name__}: {error}"[:TEXT]})
 
 
 def export_small(work: Path, name: str) -> None:
@@ -159,10 +173,10 @@ def export_small(work: Path, name: str) -> None:
 
 def run_checks_apart(request: dict[str, Any], say: Say, alone: bool) -> None:
     """Run the checks, file by file, so that a part that hangs on import takes no other with it."""
-    collect(Path(request["kit"]))  # imports what the checks import, once for all children
-    warm_up([])
     tasks = [Task(**{**task, "targets": tuple(task["targets"])}) for task in request["tasks"]]
     checks = [Check(**check) for check in request["checks"]]
+    import_checks(sorted({Path(check.file) for check in checks}))
+    warm_up([])
     hidden = tuple(Path(folder) / name for folder in request["hidden"] for name in CHECKOUT)
     scratch = Path(request["scratch"])
     guard = Guard((scratch,), scratch, hidden, alone)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from milestones.beside import RESULT
-from milestones.checking import ERROR, FAILED, KIT, PASSED, UNATTEMPTED, Check
+from milestones.checking import ERROR, FAILED, KIT, PASSED, UNATTEMPTED
 from milestones.exporting import blank_all
 from milestones.grading import fingerprint, grade
 from milestones.learning import is_open
@@ -128,12 +128,11 @@ def among_blank(notebooks: list[Path], course: Path, kit: Path) -> Path:
 def graded_rows(submissions: list[Submission], choice: str, kit: Path, jobs: int, options: dict[str, Any],
                 keep: Callable[[str, dict[str, Any]], None]) -> Iterator[Row]:
     """A row for each, as they come; of equal submissions one is graded."""
-    public = all_checks(kit, choice.split(".")[0])  # once for all: to collect them, each process would import torch
     groups: dict[str, list[Submission]] = {}
     for one in submissions:
         groups.setdefault(one.sha256 or one.name, []).append(one)
     with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(graded, group[0], choice, kit, public, options): group for group in groups.values()}
+        running = {pool.submit(graded, group[0], choice, kit, options): group for group in groups.values()}
         for done in as_completed(running):
             report, trouble = done.result()
             for one in running[done]:
@@ -142,13 +141,11 @@ def graded_rows(submissions: list[Submission], choice: str, kit: Path, jobs: int
                 yield row_of(one, report, trouble)
 
 
-def graded(one: Submission, choice: str, kit: Path, public: list[Check],
-           options: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
+def graded(one: Submission, choice: str, kit: Path, options: dict[str, Any]) -> tuple[dict[str, Any] | None, str]:
     """(report, "") or (None, what went wrong): in a process of its own, whose end ends no other."""
     if one.trouble:
         return None, one.trouble
-    request = {"path": str(one.path), "choice": choice, "kit": str(kit), "options": plain(options),
-               "public": [asdict(check) for check in public]}
+    request = {"path": str(one.path), "choice": choice, "kit": str(kit), "options": plain(options)}
     places = [str(KIT.parent), *filter(None, [os.environ.get("PYTHONPATH")])]  # never the kit of the folder we stand in
     done = subprocess.run([sys.executable, "-P", "-m", "milestones.classroom"], input=json.dumps(request), text=True,
                           capture_output=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(places)})
@@ -166,8 +163,7 @@ def plain(options: dict[str, Any]) -> dict[str, Any]:
 def main() -> None:
     """The process of one submission: a request on its standard input, the report on its standard output."""
     request = json.load(sys.stdin)
-    kit, public = Path(request["kit"]), [Check(**check) for check in request["public"]]
-    options = request["options"] | {"public": public}
+    kit, options = Path(request["kit"]), request["options"]
     if options.get("hidden"):
         options["hidden"] = Path(options["hidden"])
     if "limits" in options:

@@ -33,11 +33,10 @@ def grade(
     only_checks: bool = False,  # leave out what takes minutes: the notebooks' own run and the result
     hidden: Path | None = None,  # a folder of checks that the instructor keeps
     whole: bool = False,  # run notebooks to their last cell, not only through their last check
-    public: list[Check] | None = None,  # the kit's checks of the milestone, where they were collected before
 ) -> dict[str, Any]:
     """The report on what stands in `folder`'s notebooks, in the form of grade.schema.json."""
     begun, when = time.monotonic(), datetime.now(UTC).isoformat(timespec="seconds")
-    public = all_checks(kit, choice.split(".")[0]) if public is None else public
+    public = all_checks(kit, choice.split(".")[0])
     checks, tasks = chosen_checks(public, kit, choice, hidden), find_tasks(kit.parent)
     if not checks:
         raise ValueError(f"there are no checks for {choice or 'any milestone'!r}")

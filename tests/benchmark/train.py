@@ -1,10 +1,10 @@
 """Speed of training against three opponents, in one run: `make bench-train`. Writes runs/bench/train.json.
 
 The opponents: a bare PyTorch loop, transformers' Trainer, TRL's SFTTrainer. All train the same LoRA adapter on the same
-samples with the same optimizer, on the same threads, without activation checkpointing and in float32, for the same
-target tokens. `identical_batches` hands everyone the same ready batches; in `best_batching` everyone makes batches in
-the way that is quickest for it: ours grouped by length (the default), the bare loop the same, Trainer grouped by
-length, SFTTrainer packed. Trainer's and SFTTrainer's own defaults stand beside. A turn runs all of them with one seed,
+samples, each once, with the same optimizer, on the same threads, without activation checkpointing and in float32.
+`identical_batches` hands everyone the same ready batches; in `best_batching` everyone makes batches in the way that is
+quickest for it: ours grouped by length (the default), the bare loop the same, Trainer grouped by length, SFTTrainer
+packed. Trainer's and SFTTrainer's own defaults stand beside. A turn runs all of them with one seed,
 one after another, so that a busy machine slows all; ratios are taken in each turn and their median counts. Beside them
 stands the ratio of processor time, which others on the machine change less. Only real tokens count, never padding, and
 for everyone the clock starts when the first step is done: what comes before (ours tries the longest batch there) stands
@@ -17,6 +17,7 @@ import gc
 import json
 import logging
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -70,8 +71,8 @@ def settings(steps: int, seed: int) -> TrainingConfig:
 def arguments(kind: type, steps: int, seed: int, **more):
     """Their settings, as near to ours as they go."""
     targets = {"completion_only_loss": True} if kind is SFTConfig else {}  # else it learns the prompts, too
-    more = {"per_device_train_batch_size": BATCH, **targets, **more}
-    return kind(output_dir=tempfile.gettempdir(), max_steps=steps, use_cpu=True, learning_rate=RATE,
+    more = {"per_device_train_batch_size": BATCH, "num_train_epochs": 1, **targets, **more}
+    return kind(output_dir=tempfile.gettempdir(), use_cpu=True, learning_rate=RATE,
                 lr_scheduler_type="constant", seed=seed, save_strategy="no", report_to=[],
                 logging_steps=min(10, steps), disable_tqdm=True, bf16=False, gradient_checkpointing=False,
                 optim="adamw_torch_fused", weight_decay=0.0, dataloader_pin_memory=False, **more)
@@ -157,8 +158,12 @@ def memory(name: str) -> float:
 
 
 def measure(way: str, mode: str, size: str, samples: list, steps: int, seed: int) -> dict:
-    """One training by one opponent; making model and trainer is not timed, nor the loss on samples held out."""
-    samples, held_out = samples[:-64], samples[-64:]
+    """One epoch by one opponent; making model and trainer is not timed, nor the loss on samples held out.
+
+    The epoch is of so many samples as fill the steps, drawn by the seed: whatever the order, everyone trains on the
+    same ones, the longest among them, which makes the peak.
+    """
+    samples, held_out = random.Random(seed).sample(samples[:-64], steps * BATCH), samples[-64:]
     model = make_model(size, seed)
     windows = Windows(samples, BATCH, 1, seed)
     parts = [windows.at(step)[0] for step in range(steps)]

@@ -2,7 +2,7 @@
 import pytest
 
 from milestones.beside import points_of_checks
-from milestones.checking import KIT, collect
+from milestones.checking import KIT, Engine, check_files, collect, run_checks
 from milestones.learning import hints_for
 from milestones.listed import alternatives, mistakes
 from milestones.rubric import readmes
@@ -35,6 +35,27 @@ def test_every_listed_text_fits_its_task(entry):
     changed = entry.applied(TASKS[entry.task])
     assert changed != TASKS[entry.task].source
     compile(changed, entry.name, "exec")
+
+
+def test_checks_are_read_as_pytest_collects_them():
+    engine = Engine()
+    run_checks(check_files(), engine, collect_only=True)
+    assert engine.checks == collect()
+
+
+@pytest.mark.parametrize("text, said", [
+    ("def test_a(): pass", "test_a needs @pytest.mark.task"),
+    ("@pytest.mark.task('2.1')\ndef test_a(): pass", "test_a needs @pytest.mark.task"),
+    ("@pytest.mark.task('2.1', points=2 * POINTS)\ndef test_a(): pass", "with plain values"),
+    ("def test_a(:", "checks could not be read: .*invalid syntax"),
+], ids=["no marker", "no points", "points that are computed", "no Python"])
+def test_a_check_that_cannot_be_read_is_refused_by_name(tmp_path, text, said):
+    file = tmp_path / "02_lora/checks.py"
+    file.parent.mkdir()
+    file.write_text(text)
+    with pytest.raises((pytest.UsageError, RuntimeError), match=said) as refused:
+        collect(tmp_path)
+    assert str(file) in str(refused.value)
 
 
 def test_every_mistake_names_a_check_of_its_task():
