@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COLORS', 'PAD_NAMES', 'FinetuneError', 'ConfigError', 'DataError', 'ResourceError', 'TrainingError', 'ExportError',
-           'MissingExtraError', 'suggest', 'write_json', 'read_json', 'sha256', 'data_folder', 'base_model',
-           'load_tokenizer', 'seed_everything', 'best_device', 'machine']
+           'is_out_of_memory', 'MissingExtraError', 'suggest', 'write_json', 'read_json', 'sha256', 'data_folder',
+           'base_model', 'load_tokenizer', 'seed_everything', 'best_device', 'machine']
 
 # %% ../nbs/00_start.ipynb #8ba83c07
 import hashlib
@@ -56,6 +56,16 @@ class ExportError(FinetuneError, RuntimeError):
     """What was merged or exported is not what was trained."""
 
     exit_code = 6
+
+# %% ../nbs/00_start.ipynb #409f4d53
+def is_out_of_memory(
+    error: BaseException,
+) -> bool:
+    """Whether memory was refused: by an allocator, or by the system for a mapped file or a new thread."""
+    return isinstance(error, MemoryError) or isinstance(error, RuntimeError) and any(
+        words in str(error).lower() for words in
+        ("out of memory", "can't allocate memory", "cannot allocate memory", "cublas_status_alloc_failed",
+         "can't start new thread"))
 
 # %% ../nbs/00_start.ipynb #393a49e7
 class MissingExtraError(ConfigError, ImportError):

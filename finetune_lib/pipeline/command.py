@@ -18,7 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..core import ConfigError, FinetuneError, data_folder
+from ..core import ConfigError, FinetuneError, data_folder, is_out_of_memory
 from .fitting import fit, init, targets
 
 # %% ../../nbs/06_pipeline/07_command.ipynb #99c5a478
@@ -389,7 +389,7 @@ def classify(
 ) -> tuple[str, int]:
     """The sentence and the exit code for errors that come from the system or from torch."""
     said = " ".join(str(error).split()).replace(";", ",") or type(error).__name__
-    if isinstance(error, MemoryError) or "out of memory" in said.lower() or "can't allocate memory" in said:
+    if is_out_of_memory(error):
         return f"memory must suffice, got {said:.160}; take a smaller batch, length or model (finetune fit)", 4
     if isinstance(error, FileNotFoundError):
         return f"a file must be there, got {said}; check the path (it is read from {os.getcwd()})", 2

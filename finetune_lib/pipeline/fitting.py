@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core import ConfigError, FinetuneError, ResourceError, suggest
+from ..core import ConfigError, FinetuneError, ResourceError, is_out_of_memory, suggest
 from .probing import MIB, in_child
 
 if TYPE_CHECKING:
@@ -292,8 +292,6 @@ def way_out(
 # %% ../../nbs/06_pipeline/08_fitting.ipynb #d8wayadvised
 def ran_out(error: BaseException) -> bool:
     """Whether memory did not suffice, by torch's word, the system's, or the loop's own."""
-    from finetune_lib.training.memory import is_out_of_memory
-
     return is_out_of_memory(error) or isinstance(error, ResourceError) and "fit into memory" in str(error)
 
 # %% ../../nbs/06_pipeline/08_fitting.ipynb #e3adv0

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from safetensors import SafetensorError
 from torch import nn
 
-from ..core import ConfigError, best_device, suggest
+from ..core import ConfigError, best_device, is_out_of_memory, suggest
 from .nf4 import NF4Linear, from_bitsandbytes
 from .shards import by_shards, name_of, quiet_loading, unmapped
 
@@ -142,6 +142,8 @@ def from_safetensors(name_or_path: str | Path, dtype: torch.dtype, device: torch
                 name, dtype=dtype, device_map={"": device}, use_safetensors=True, trust_remote_code=False,
                 output_loading_info=True, **more)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise  # the files may be whole
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"no weights could be loaded from {name!r}: {reason}; get its files again") from error
     if missing := sorted(found["missing_keys"]):

@@ -34,6 +34,14 @@ def test_errors_are_caught_by_the_builtin_name_a_caller_expects():
     assert issubclass(core.MissingExtraError, ImportError)
 
 
+@pytest.mark.parametrize(("error", "right"), [
+    (MemoryError(), True), (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+    (RuntimeError("can't start new thread"), True), (RuntimeError("unable to mmap: Cannot allocate memory"), True),
+    (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False), (ValueError("row 3: 'out of memory'"), False)])
+def test_memory_that_was_refused_is_known_by_its_words(error, right):
+    assert core.is_out_of_memory(error) is right
+
+
 def test_a_missing_extra_says_what_to_install():
     error = core.MissingExtraError("onnx export", "onnx")
     assert str(error) == "onnx export needs: pip install 'finetune_lib[onnx]'"

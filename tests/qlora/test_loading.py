@@ -1,6 +1,9 @@
 """Loading in four bits: both back ends, the guard, what is refused, and the way back."""
 import copy
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -146,6 +149,38 @@ def test_folders_that_cannot_be_loaded_say_why(folders, tmp_path):
     (tmp_path / "model.safetensors").write_bytes((folders["llama"] / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(ConfigError, match="no weights could be loaded"):
         load_base(tmp_path)
+
+
+STARVED = """
+import resource, sys
+import psutil, torch
+from finetune_lib.core import is_out_of_memory
+from finetune_lib.qlora.loading import QuantizationConfig, load_base
+
+little, large, cpu = *sys.argv[1:], torch.device("cpu")
+ways = {"in full": (), "packed": (QuantizationConfig(), "own")}
+for way in ways.values():  # what is imported while loading is there from now on
+    load_base(little, *way, device=cpu)
+for mib in (1, 30, 45, 2000):
+    limit = psutil.Process().memory_info().vms + mib * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.RLIM_INFINITY))
+    for name, way in ways.items():
+        try:
+            load_base(large, *way, device=cpu)
+            print(mib, name, "loaded")
+        except Exception as error:
+            print(mib, name, "memory" if is_out_of_memory(error) else repr(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is held by Linux")
+def test_memory_that_does_not_suffice_is_not_taken_for_broken_files(folders, tmp_path):
+    tiny_model("llama", hidden_size=512, intermediate_size=2048, num_hidden_layers=4).half().save_pretrained(tmp_path)
+    done = subprocess.run([sys.executable, "-c", STARVED, folders["llama"], tmp_path], capture_output=True, text=True,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
+    ways = ("in full", "packed")
+    assert done.stdout.splitlines() == [*(f"{mib} {way} memory" for mib in (1, 30, 45) for way in ways),
+                                        *(f"2000 {way} loaded" for way in ways)]
 
 
 def test_a_missing_weight_is_refused_and_never_left_random(folders, tmp_path):
