@@ -44,7 +44,7 @@ demo: $(STAMP)  ## the main job from raw file to exported model; about four minu
 
 test: $(STAMP)  ## everything: house rules, library, kit, all notebooks; ends with a table of where the minutes went
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests nbs --nbval-lax --nbval-current-env \
-		--numprocesses $(JOBS) --dist loadfile --quiet --minutes
+		--numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder --quiet --minutes
 
 # The export environment stands on .venv and adds the runtimes; llama.cpp is compiled, which takes minutes.
 $(EXPORT)/installed: $(STAMP)
