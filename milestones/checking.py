@@ -28,7 +28,7 @@ PASSED, FAILED, UNATTEMPTED, BLOCKED, ERROR = "passed", "failed", "unattempted",
 OPTIONS = ["--disable-plugin-autoload", "-p", "no:cacheprovider", "-p", "no:terminal", "-p", "no:legacypath",
            "--noconftest", "-c", os.devnull, "--import-mode=importlib", "--strict-markers"]
 MARKER = "task(id, points, hint, values): the task that a check belongs to"
-NEEDS = "{} needs @pytest.mark.task(\"2.1\", points=10), with plain values"
+NEEDS = "{} must be a function with one marker, of plain values: @pytest.mark.task(\"2.1\", points=10)"
 
 
 @dataclass(frozen=True)
@@ -273,24 +273,25 @@ def collect(kit: Path = KIT, milestone: int | None = None) -> list[Check]:
 def written_in(file: Path) -> list[Check]:
     """The checks of one file, in their order."""
     try:
-        functions = [node for node in ast.parse(file.read_text(encoding="utf-8")).body
-                     if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+        nodes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body
+                 if getattr(node, "name", "").lower().startswith("test")]
     except SyntaxError as error:
         raise RuntimeError(f"checks could not be read: {file}: {error}") from error
-    return [check_written(node, file) for node in functions]
+    return [check_written(node, file) for node in nodes]
 
 
-def check_written(node: ast.FunctionDef, file: Path) -> Check:
-    """A function's marker, read and not run: its arguments are plain values."""
-    for call in node.decorator_list:
-        if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.task":
-            try:
-                values = [ast.literal_eval(value) for value in call.args]
-                named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-            except ValueError:
-                break
-            return made(node.name, str(file), values, named)
-    raise pytest.UsageError(f"{file}: {NEEDS.format(node.name)}")
+def check_written(node: ast.stmt, file: Path) -> Check:
+    """A function's marker, read and not run: its arguments are plain values, and nothing else stands above it."""
+    marker = node.decorator_list[0] if len(node.decorator_list) == 1 else None
+    if not (isinstance(node, ast.FunctionDef) and isinstance(marker, ast.Call)
+            and ast.unparse(marker.func) == "pytest.mark.task"):
+        raise pytest.UsageError(f"{file}: {NEEDS.format(node.name)}")
+    try:
+        values = [ast.literal_eval(value) for value in marker.args]
+        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in marker.keywords}
+    except ValueError:
+        raise pytest.UsageError(f"{file}: {NEEDS.format(node.name)}") from None
+    return made(node.name, str(file), values, named)
 
 
 def import_checks(files: list[Path]) -> None:

@@ -73,7 +73,7 @@ def in_child(
     os.close(writer)
     status = None
     try:
-        messages, ended = listen(reader, secret, limits)
+        messages, ended = listen(reader, secret, limits, child)
         status = None if ended else last_status(child)
     finally:
         os.close(reader)
@@ -130,7 +130,7 @@ def sender(writer: int, secret: bytes) -> Send:
     return send
 
 
-def listen(reader: int, secret: bytes, limits: Limits) -> tuple[Messages, str]:
+def listen(reader: int, secret: bytes, limits: Limits, child: int) -> tuple[Messages, str]:
     """Read messages until the child ends or takes too long over the next one.
 
     Counted is computing and sleeping, not what a busy machine makes a child wait. What is told of an act gains no
@@ -159,7 +159,7 @@ def listen(reader: int, secret: bytes, limits: Limits) -> tuple[Messages, str]:
         if len(buffer) > LONGEST or said > MOST:
             return messages, "it said more than any check does"
         if cpu_seconds() - used + slept > limit or time.monotonic() - start > PATIENCE * limit:
-            return messages, f"{TOO_LONG} {limit:g} s and was stopped{crowd()}"
+            return messages, f"{TOO_LONG} {limit:g} s and was stopped{crowd(child)}"
 
 
 def message_in(line: bytes, secret: bytes) -> dict[str, Any]:
@@ -180,10 +180,12 @@ def cpu_seconds() -> float:
     return total
 
 
-def crowd() -> str:
+def crowd(child: int) -> str:
     """Words for a child that has started processes of its own: that it took too long has another reason then."""
-    started = len(psutil.Process().children(recursive=True)) - 1
-    return f", with {started} processes that it had started" if started > 1 else ""
+    with suppress(psutil.Error):  # it has just ended
+        if started := len(psutil.Process(child).children(recursive=True)):
+            return f", with {started} {'process' if started == 1 else 'processes'} that it had started"
+    return ""
 
 
 def asleep() -> bool:

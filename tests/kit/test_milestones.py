@@ -44,11 +44,14 @@ def test_checks_are_read_as_pytest_collects_them():
 
 
 @pytest.mark.parametrize("text, said", [
-    ("def test_a(): pass", "test_a needs @pytest.mark.task"),
-    ("@pytest.mark.task('2.1')\ndef test_a(): pass", "test_a needs @pytest.mark.task"),
-    ("@pytest.mark.task('2.1', points=2 * POINTS)\ndef test_a(): pass", "with plain values"),
+    ("def test_a(): pass", "test_a must be a function with one marker"),
+    ("@pytest.mark.task('2.1')\ndef test_a(): pass", "test_a must be .* points=10"),
+    ("@pytest.mark.task('2.1', points=2 * POINTS)\ndef test_a(): pass", "test_a must be .* of plain values"),
+    ("@pytest.mark.parametrize('n', [1])\n@pytest.mark.task('2.1', points=2)\ndef test_a(n): pass", "one marker"),
+    ("class TestA:\n    def test_a(self): pass", "TestA must be a function"),
+    ("async def test_a(): pass", "test_a must be a function"),
     ("def test_a(:", "checks could not be read: .*invalid syntax"),
-], ids=["no marker", "no points", "points that are computed", "no Python"])
+], ids=["no marker", "no points", "points that are computed", "two in one", "a class", "async", "no Python"])
 def test_a_check_that_cannot_be_read_is_refused_by_name(tmp_path, text, said):
     file = tmp_path / "02_lora/checks.py"
     file.parent.mkdir()

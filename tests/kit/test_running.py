@@ -1,4 +1,8 @@
 """States, reasons and points of checks on the sample course, also when the code under them misbehaves."""
+import os
+import signal
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -6,7 +10,7 @@ import pytest
 
 from milestones.account import understood
 from milestones.checking import BLOCKED, FAILED, PASSED, UNATTEMPTED, Check, CheckResult
-from milestones.running import Guard, Limits, all_checks, run_in_folder
+from milestones.running import Guard, Limits, all_checks, in_child, run_in_folder
 from milestones.tasks import blank, cell_source, find_tasks, read_notebook, set_source, write_notebook
 
 LIMITS, SHORT = Limits(memory=2**30), Limits(seconds=4, start=20, memory=2**30)
@@ -112,3 +116,17 @@ def test_points_are_the_graders_own():
 def test_what_comes_out_of_turn_is_not_believed(messages):
     found = understood(messages, [check_named("test_a"), check_named("test_b")], "")
     assert {result.state for result in found} == {FAILED} and "tampered" in found[0].what
+
+
+def test_a_child_that_is_stopped_says_what_it_had_started_and_nobody_else():
+    def work(send):
+        for _ in range(2):
+            if os.fork() == 0:
+                signal.pause()
+        while True:
+            pass
+
+    with subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"]) as other:
+        _, ended = in_child(work, Limits(seconds=1, start=1))
+        other.kill()
+    assert ended == "it took more than 1 s and was stopped, with 2 processes that it had started"
