@@ -13,7 +13,7 @@ import gc
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -50,13 +50,15 @@ def give_back(collect: bool = False) -> None:
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #19d00308
 @contextmanager
-def sampled() -> Iterator[list[int]]:
-    """RSS every two milliseconds, by a thread, while the block runs."""
-    seen, stop = [resident()], threading.Event()
+def sampled(
+    of: Callable[[], int] = resident,  # what is read
+) -> Iterator[list[int]]:
+    """A number, RSS if not told otherwise, every two milliseconds, by a thread, while the block runs."""
+    seen, stop = [of()], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.002):
-            seen.append(resident())
+            seen.append(of())
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
@@ -65,7 +67,7 @@ def sampled() -> Iterator[list[int]]:
     finally:
         stop.set()
         thread.join()
-        seen.append(resident())
+        seen.append(of())
 
 # %% ../../nbs/03_qlora/03_memory.ipynb #17cda208
 @contextmanager

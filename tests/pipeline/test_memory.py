@@ -29,14 +29,6 @@ sys.exit(main(["train", *(word for one in overrides for word in ("--set", one))]
 """
 
 
-def starved(overrides: list[str], more: int) -> list[str]:
-    """The three lines with which training ends that may take so many bytes; one thread, since each takes some."""
-    done = subprocess.run([sys.executable, "-c", STARVED, json.dumps(overrides), str(more)], text=True,
-                          capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 4, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stderr.splitlines()[-3:]
-
-
 @pytest.fixture
 def long_samples(tmp_path, model_folder):
     """A model with room for 2,048 tokens, and conversations that fill it."""
@@ -55,13 +47,16 @@ def long_samples(tmp_path, model_folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is held by Linux")
 def test_a_training_that_starves_ends_with_4_and_the_number_to_set(settings, long_samples):
-    what, why, fix = starved(settings(*long_samples), 60 * 2**20)
+    overrides, one_thread = settings(*long_samples), {**os.environ, "OMP_NUM_THREADS": "1"}  # each thread takes some
+    done = subprocess.run([sys.executable, "-c", STARVED, json.dumps(overrides), str(60 * 2**20)], text=True,
+                          capture_output=True, env=one_thread)
+    assert done.returncode == 4, done.stdout[-2000:] + done.stderr[-2000:]
+    what, why, fix = done.stderr.splitlines()[-3:]
     assert what == "error: train must fit into memory" and "bytes more were refused" in why
     needed, length = (int(number) for number in re.search(r"about (\d+) MiB .* samples of (\d+) tokens", why).groups())
     name, value, less = re.search(r"change (.*) → (\S+): about (\d+) MiB", fix).groups()
     assert name.split(", ")[-1].split()[0] in ("training.gradient_checkpointing", "data.max_length") and value
     assert int(less) <= 0.8 * needed and length > 1000
-
 
 
 def test_a_micro_batch_that_does_not_fit_is_halved_and_the_training_stays_the_same():

@@ -106,27 +106,14 @@ def test_a_file_of_another_shape_is_not_filled_in(tmp_path):
 
 
 MEASURE = """
-import json, sys, threading, torch
-from contextlib import contextmanager
+import json, sys, torch
 from pathlib import Path
 from finetune_lib.qlora.loading import *
-from finetune_lib.qlora.memory import give_back, highest, resident
+from finetune_lib.qlora.memory import give_back, highest, resident, sampled
 
 def private():
     "Bytes that are this process's own: what is mapped from a file the system can have back at any time."
     return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
-
-@contextmanager
-def highest_private(seen):
-    stop = threading.Event()
-    def watch():
-        while not stop.wait(0.0005):
-            seen.append(private())
-    thread = threading.Thread(target=watch)
-    thread.start()
-    yield
-    stop.set()
-    thread.join()
 
 folder, cpu, asked = sys.argv[1], torch.device("cpu"), QuantizationConfig()
 eight = QuantizationConfig(load_in_4bit=False, load_in_8bit=True)
@@ -138,8 +125,8 @@ peaks = {}
 for way, load in ways.items():
     load(folder + "/tiny")
     give_back(collect=True)
-    before, own, seen = resident(), private(), [0]
-    with highest() as top, highest_private(seen):
+    before, own = resident(), private()
+    with highest() as top, sampled(private) as seen:
         model = load(folder + "/large")
     give_back(collect=True)
     peaks[way] = [top[0] - before, resident() - before, max(seen) - own]
