@@ -4,6 +4,7 @@
 notebooks export.
 """
 import ast
+import contextlib
 import importlib
 import os
 import random
@@ -231,15 +232,13 @@ def part_of(folder: Path) -> str:
 def check_of(item: pytest.Item) -> Check:
     """A collected test as a check; its marker must be whole."""
     marker = item.get_closest_marker("task")
-    if marker is None:
-        raise pytest.UsageError(f"{item.path}: {NEEDS.format(item.name)}")
-    return made(item.name, str(item.path), marker.args, marker.kwargs)
+    return made(item.name, str(item.path), marker.args if marker else (), marker.kwargs if marker else {})
 
 
 def made(name: str, file: str, arguments: Sequence[Any], named: dict[str, Any]) -> Check:
     """A check of its marker's arguments."""
     if len(arguments) != 1 or "points" not in named:
-        raise pytest.UsageError(f"{file}: {NEEDS.format(name)}")
+        raise ValueError(f"{file}: {NEEDS.format(name)}")
     return Check(arguments[0], name, file, **named)
 
 
@@ -276,21 +275,19 @@ def written_in(file: Path) -> list[Check]:
         nodes = [node for node in ast.parse(file.read_text(encoding="utf-8")).body
                  if getattr(node, "name", "").lower().startswith("test")]
     except SyntaxError as error:
-        raise RuntimeError(f"checks could not be read: {file}: {error}") from error
+        raise ValueError(f"checks could not be read: {file}: {error}") from error
     return [check_written(node, file) for node in nodes]
 
 
 def check_written(node: ast.stmt, file: Path) -> Check:
     """A function's marker, read and not run: its arguments are plain values, and nothing else stands above it."""
     marker = node.decorator_list[0] if len(node.decorator_list) == 1 else None
-    if not (isinstance(node, ast.FunctionDef) and isinstance(marker, ast.Call)
+    values, named = [], {}
+    if (isinstance(node, ast.FunctionDef) and isinstance(marker, ast.Call)
             and ast.unparse(marker.func) == "pytest.mark.task"):
-        raise pytest.UsageError(f"{file}: {NEEDS.format(node.name)}")
-    try:
-        values = [ast.literal_eval(value) for value in marker.args]
-        named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in marker.keywords}
-    except ValueError:
-        raise pytest.UsageError(f"{file}: {NEEDS.format(node.name)}") from None
+        with contextlib.suppress(ValueError):  # not a plain value: then something is missing
+            values = [ast.literal_eval(value) for value in marker.args]
+            named = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in marker.keywords}
     return made(node.name, str(file), values, named)
 
 
