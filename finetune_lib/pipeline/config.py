@@ -99,7 +99,7 @@ class LoRASection(LoRAConfig):
     """What `LoRAConfig` says, and whose code does it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    backend: Literal["peft", "own"] = "peft"  # "own" is the LoRALinear of notebook 02_lora/01_adapter
+    backend: Literal["peft", "own", "quick"] = "peft"  # the last two: notebook 02_lora/01_adapter
 
 
 class QuantizationSection(QuantizationConfig):

@@ -83,7 +83,7 @@ MISTAKES = [
     Mistake(
         "no attention mask",
         "4.3",
-        'attention_mask=batch["attention_mask"], ',
+        "attention_mask=mask, ",
         "",
         SUM,
         "attention mask does not reach",

@@ -1,7 +1,10 @@
 """Speed of training against three opponents, in one run: `make bench-train`. Writes runs/bench/train.json.
 
 The opponents: a bare PyTorch loop, transformers' Trainer, TRL's SFTTrainer. All train the same LoRA adapter on the same
-samples, each once, with the same optimizer, on the same threads, without activation checkpointing and in float32.
+samples, each once, with the same optimizer, on the same threads, without activation checkpointing and in float32. The
+adapter starts with the same numbers everywhere. `ours` computes it with our layers in their quick order, the others
+with peft's; `ours_in_order` with our layers as the formula stands, equal to peft's to the bit, and `ours_on_peft` with
+peft's, so that one sees what loop and layers are worth.
 `identical_batches` hands everyone the same ready batches; in `best_batching` everyone makes batches in the way that is
 quickest for it: ours grouped by length (the default), the bare loop the same, Trainer grouped by length, SFTTrainer
 packed. Trainer's and SFTTrainer's own defaults stand beside. A turn runs all of them with one seed,
@@ -39,7 +42,7 @@ from finetune_lib.data.batches import collate, padding_waste
 from finetune_lib.data.chat import tokenize_all
 from finetune_lib.data.packing import pack
 from finetune_lib.data.records import load_conversations
-from finetune_lib.lora.adapter import LoRAConfig, attach_lora
+from finetune_lib.lora.adapter import LoRAConfig, attach_lora, load_adapter, remove, save_adapter
 from finetune_lib.training.loop import train
 from finetune_lib.training.schedule import TrainingConfig, Windows
 from finetune_lib.training.step import evaluation_loss
@@ -47,20 +50,29 @@ from finetune_lib.training.step import evaluation_loss
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1296, "num_attention_heads": 12,
                                      "num_key_value_heads": 4}}
-BATCH, RATE = 16, 1e-3
-WAYS = ("ours", "bare", "trainer", "sft_trainer")
+BATCH, RATE, RANK = 16, 1e-3, 8
+WAYS = ("ours", "ours_in_order", "ours_on_peft", "bare", "trainer", "sft_trainer")
+LAYERS = {"ours": "quick", "ours_in_order": "own"}  # of the others: peft's
 
 
-def make_model(size: str, seed: int):
-    """The base, or a Llama of about eight times its parameters with random weights; with a fresh adapter."""
-    seed_everything(seed)
+def bare_model(size: str):
+    """The base, or a Llama of about eight times its parameters with random weights."""
+    if size == "tiny":
+        return AutoModelForCausalLM.from_pretrained(base_model(), dtype=torch.float32)
     config = AutoConfig.from_pretrained(base_model())
     config.update(SIZES[size])
-    config.use_cache = False
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    if size == "tiny":
-        model = AutoModelForCausalLM.from_pretrained(base_model(), dtype=torch.float32)
-    return attach_lora(model, LoRAConfig(r=8, lora_dropout=0.0), backend="peft").train()
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def make_model(size: str, seed: int, backend: str):
+    """The model with the seed's adapter, which is the same for every back end."""
+    seed_everything(seed)
+    model = bare_model(size)
+    with tempfile.TemporaryDirectory() as folder:
+        save_adapter(attach_lora(model, LoRAConfig(r=RANK, lora_dropout=0.0)), folder)
+        model = load_adapter(remove(model), folder, backend)
+    model.config.use_cache = False
+    return model.train()
 
 
 def settings(steps: int, seed: int) -> TrainingConfig:
@@ -164,14 +176,14 @@ def measure(way: str, mode: str, size: str, samples: list, steps: int, seed: int
     same ones, the longest among them, which makes the peak.
     """
     samples, held_out = random.Random(seed).sample(samples[:-64], steps * BATCH), samples[-64:]
-    model = make_model(size, seed)
+    model = make_model(size, seed, LAYERS.get(way, "peft"))
     windows = Windows(samples, BATCH, 1, seed)
     parts = [windows.at(step)[0] for step in range(steps)]
     batches = [collate(part, model.config.pad_token_id) for part in parts]
     real, marks = [sum(len(sample.input_ids) for sample in part) for part in parts], []
     first_done = lambda: marks.append(clocks())  # noqa: E731
-    if way in ("ours", "bare"):
-        run = {"ours": ours, "bare": bare}[way]
+    if way in LOOPS:
+        run = LOOPS[way]
         _, begin, end, peak = peak_of(lambda: run(model, samples, batches, steps, seed, first_done))
     else:
         trainer = TRAINERS[way, mode](model, samples, batches, steps, seed, first_done)
@@ -183,6 +195,7 @@ def measure(way: str, mode: str, size: str, samples: list, steps: int, seed: int
             "final_loss": evaluation_loss(model, held_out, model.config.pad_token_id)}
 
 
+LOOPS = {"ours": ours, "ours_in_order": ours, "ours_on_peft": ours, "bare": bare}
 TRAINERS = {
     ("trainer", "identical_batches"): theirs(Trainer, TrainingArguments, True),
     ("sft_trainer", "identical_batches"): theirs(SFTTrainer, SFTConfig, True),
@@ -222,7 +235,7 @@ def sizes(samples: list, steps: int, seeds: range, threads: int) -> dict[str, di
 
 def compare(size: str, modes: tuple[str, ...], samples: list, steps: int, seeds: range) -> dict:
     """Ways of batching at one size; one turn for each seed, after two steps of everyone that warm up."""
-    found = {"parameters": sum(weight.numel() for weight in make_model(size, 0).parameters()), "steps": steps}
+    found = {"parameters": sum(weight.numel() for weight in make_model(size, 0, "own").parameters()), "steps": steps}
     for way in WAYS:
         measure(way, modes[0], size, samples, 2, 0)
     for mode in modes:
@@ -238,7 +251,7 @@ def compare(size: str, modes: tuple[str, ...], samples: list, steps: int, seeds:
 
 def profile(samples: list, steps: int = 10) -> list[dict]:
     """Where the time of our steps goes: the ten dearest operations, by their own time."""
-    model = make_model("tiny", 0)
+    model = make_model("tiny", 0, "quick")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         train(model, samples, settings(steps, 0), model.config.pad_token_id)
     rows = found.key_averages()
@@ -254,7 +267,7 @@ def overhead(samples: list, steps: int, seeds: range) -> dict:
     for seed in seeds:
         spent = {}
         for name in ("with", "without") if seed % 2 else ("without", "with"):
-            model, config = make_model("tiny", seed), settings(steps, seed)
+            model, config = make_model("tiny", seed, "quick"), settings(steps, seed)
             with tempfile.TemporaryDirectory() as folder:
                 if name == "with":
                     config = config.model_copy(update={"save_steps": 50})
@@ -294,8 +307,9 @@ def main(words: list[str]) -> int:
     samples, _ = tokenize_all(chats[:1000], load_tokenizer(base_model()), max_length=256)
     seeds = range(options.seeds)
     result = {**sizes(samples, options.steps, seeds, 1), "overhead": overhead(samples, 2 * options.steps, seeds),
-              "profile": profile(samples), "padding_waste": waste(samples), "batch_size": BATCH, "seeds": list(seeds),
-              "two_threads": sizes(samples, max(4, options.steps // 2), seeds, 2), "machine": machine(),
+              "profile": profile(samples), "padding_waste": waste(samples), "batch_size": BATCH, "rank": RANK,
+              "seeds": list(seeds), "machine": machine(),
+              "two_threads": sizes(samples, max(4, options.steps // 2), seeds, 2),
               "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0], "date": date.today().isoformat(),
               "versions": {name: version(name) for name in PACKAGES}}
     sys.stdout.write(json.dumps(result, indent=2) + "\n")

@@ -12,6 +12,7 @@ from finetune_lib.core import ConfigError
 from finetune_lib.lora.adapter import (
     LoRAConfig,
     LoRALinear,
+    QuickLoRALinear,
     adapter_disabled,
     adapter_parameters,
     adapter_state_dict,
@@ -26,7 +27,7 @@ from finetune_lib.lora.adapter import (
     save_adapter,
     take_off,
 )
-from finetune_lib.lora.files import quiet_peft
+from finetune_lib.lora.files import TrainedCopy, quiet_peft
 
 
 def randomize(model, seed=1):
@@ -280,6 +281,43 @@ def test_equal_to_peft_logits_gradients_and_twenty_steps(kind, made, fields, tin
     assert max((own_weights[name] - their_weights[name]).abs().max().item() for name in own_weights) <= 1e-6
 
 
+@pytest.mark.parametrize("kind, made, fields", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_quick_layers_give_the_logits_and_gradients_of_the_plain_ones(dtype, kind, made, fields, tiny, ids, tmp_path):
+    plain, _ = twins(lambda: tiny(kind, **made).to(dtype), tmp_path, **fields)
+    quick = load_adapter(tiny(kind, **made).to(dtype), tmp_path, backend="quick")
+    assert {type(layer) for layer in quick.lora_adapter.layers.values()} <= {QuickLoRALinear, TrainedCopy}
+    said = []
+    for model in (plain, quick):
+        loss_of(model.train(), ids).backward()
+        said.append((model(ids).logits, *(weight.grad for weight in adapter_parameters(model))))
+    near = {"rtol": 1e-4, "atol": 1e-6} if dtype is torch.float32 else {"rtol": 0.05, "atol": 2e-3}
+    for other, expected in zip(said[1], said[0], strict=True):
+        assert other.dtype == expected.dtype
+        torch.testing.assert_close(other, expected, **near)
+
+
+def test_a_quick_adapter_is_switched_saved_and_taken_off_like_any_other(tiny, ids, tmp_path):
+    base = tiny()(ids).logits
+    model = attach_lora(tiny(), LoRAConfig(r=4, lora_dropout=0.5, init_lora_weights=False), "quick").eval()
+    adapted = model(ids).logits
+    with adapter_disabled(model):
+        assert torch.equal(model(ids).logits, base)
+    save_adapter(model, tmp_path)
+    torch.testing.assert_close(load_adapter(tiny(), tmp_path)(ids).logits, adapted)
+    assert not torch.allclose(model.train()(ids).logits, adapted)  # dropout is at work
+    assert torch.equal(remove(model).eval()(ids).logits, base)
+
+
+@pytest.mark.parametrize("shape", [(6,), (1, 6), (0, 6), (2, 3, 6)])
+def test_a_quick_layer_takes_inputs_of_any_shape(shape):
+    layer = LoRALinear(torch.nn.Linear(6, 4), r=2, lora_alpha=4, init_lora_weights=False)
+    x = torch.randn(shape)
+    expected = layer(x)
+    layer.__class__ = QuickLoRALinear
+    torch.testing.assert_close(layer(x), expected)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind, made, fields", CASES.values(), ids=CASES.keys())
 def test_our_files_load_in_peft_and_peft_files_load_in_ours(kind, made, fields, tiny, ids, tmp_path):
@@ -343,7 +381,7 @@ def test_double_attach_is_refused(backend, tiny):
     model = attach_lora(tiny(), backend=backend)
     with pytest.raises(ConfigError, match="bare model"):
         attach_lora(model, backend="own")
-    with pytest.raises(ConfigError, match="backend must be own or peft"):
+    with pytest.raises(ConfigError, match="backend must be own, quick or peft"):
         attach_lora(tiny(), backend="PEFT")
 
 

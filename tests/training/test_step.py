@@ -14,6 +14,7 @@ from finetune_lib.training.step import (
     accumulate,
     evaluating,
     evaluation_loss,
+    needed_mask,
     neftune,
     prepared,
     random_state,
@@ -46,6 +47,40 @@ def test_a_window_equals_the_large_batch_whatever_its_parts(model, samples, coun
     window = torch.cat([parameter.grad.flatten() for parameter in tiny.parameters()])
     assert (window - whole).abs().max() <= 1e-6
     assert loss.item() == pytest.approx(target_loss(tiny, collate(data, 0)).item() / targets_of(data), abs=1e-5)
+
+
+SMALL = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+FAMILIES = {
+    "llama": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "mistral": {"intermediate_size": 48, "num_key_value_heads": 2, "sliding_window": 8},
+    "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2},
+}
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_loss_and_gradients_are_the_same_without_the_mask_of_right_ends(family, attention, samples, monkeypatch):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **SMALL, **FAMILIES[family])
+    tiny, data = AutoModelForCausalLM.from_config(config, attn_implementation=attention), samples(6)
+    assert needed_mask(collate(data, 0)["attention_mask"]) is None
+    without = gradients(tiny, [data], targets_of)
+    monkeypatch.setattr("finetune_lib.training.step.needed_mask", lambda mask: mask)
+    assert (gradients(tiny, [data], targets_of) - without).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("mask", [
+    torch.tensor([[0, 1, 1], [1, 1, 1]]),  # padding on the left
+    torch.tensor([[1, 0, 1]]),             # a hole
+    torch.zeros(2, 1, 3, 3),               # blocks of packed samples
+    torch.tensor([[False, True]]),
+])
+def test_any_other_mask_is_needed(mask):
+    assert needed_mask(mask) is mask
 
 
 def test_the_mean_of_means_is_another_gradient(model, samples):
