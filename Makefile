@@ -28,7 +28,6 @@ uv_options = $(foreach url,$(call pip_setting,index-url),--default-index $(url))
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-# As uv does, pip compiles nothing ahead: a module is compiled when it is first imported, and most never are.
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@if command -v uv >/dev/null; then \
@@ -36,7 +35,7 @@ $(STAMP): settings.ini setup.py pyproject.toml
 		uv pip install --quiet --python $(BIN)/python $(uv_options) --editable '.[dev]'; \
 	else \
 		set -ex; test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
-		$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'; \
+		$(BIN)/python -m pip install --quiet --editable '.[dev]'; \
 	fi
 	@touch $(STAMP)
 

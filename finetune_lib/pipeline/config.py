@@ -99,7 +99,7 @@ class LoRASection(LoRAConfig):
     """What `LoRAConfig` says, and whose code does it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    backend: Literal["peft", "own", "quick"] = "peft"  # the last two: notebook 02_lora/01_adapter
+    backend: Literal["peft", "own", "quick"] = "peft"  # ours are in 02_lora/01_adapter; quick is for CPUs
 
 
 class QuantizationSection(QuantizationConfig):

@@ -79,6 +79,7 @@ def pairs() -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
     weight = torch.randn(1024, 1024)
     return {
         "LoRA step: own adapters / peft": (training_step("own"), training_step("peft")),
+        "LoRA step: quick adapters / peft": (training_step("quick"), training_step("peft")),
         "NF4 of a megaweight: own / bitsandbytes": (
             lambda: quantize(weight), lambda: bitsandbytes.functional.quantize_4bit(weight, quant_type="nf4")),
         "reading all samples: grouped by length / shuffled": (epoch(True), epoch(False)),

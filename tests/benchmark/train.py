@@ -51,7 +51,8 @@ PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1296, "num_attention_heads": 12,
                                      "num_key_value_heads": 4}}
 BATCH, RATE, RANK = 16, 1e-3, 8
-WAYS = ("ours", "ours_in_order", "ours_on_peft", "bare", "trainer", "sft_trainer")
+WAYS = ("ours", "bare", "trainer", "sft_trainer")
+PARTS = ("ours_in_order", "ours_on_peft")  # beside them, on identical batches
 LAYERS = {"ours": "quick", "ours_in_order": "own"}  # of the others: peft's
 
 
@@ -236,12 +237,12 @@ def sizes(samples: list, steps: int, seeds: range, threads: int) -> dict[str, di
 def compare(size: str, modes: tuple[str, ...], samples: list, steps: int, seeds: range) -> dict:
     """Ways of batching at one size; one turn for each seed, after two steps of everyone that warm up."""
     found = {"parameters": sum(weight.numel() for weight in make_model(size, 0, "own").parameters()), "steps": steps}
-    for way in WAYS:
+    for way in WAYS + PARTS:
         measure(way, modes[0], size, samples, 2, 0)
     for mode in modes:
-        turns = []
+        turns, ways = [], WAYS + PARTS if mode == "identical_batches" else WAYS
         for seed in seeds:
-            order = WAYS if seed % 2 else WAYS[::-1]  # nobody is always first
+            order = ways if seed % 2 else ways[::-1]  # nobody is always first
             turns.append({way: measure(way, mode, size, samples, steps, seed) for way in order})
         found[mode] = summary(turns)
         sys.stderr.write(f"{size} {mode}: " + "  ".join(
