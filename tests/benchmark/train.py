@@ -251,8 +251,9 @@ def compare(size: str, modes: tuple[str, ...], samples: list, steps: int, seeds:
 
 
 def profile(samples: list, steps: int = 10) -> list[dict]:
-    """Where the time of our steps goes: the ten dearest operations, by their own time."""
+    """Where the time of our steps goes: the ten dearest operations, by their own time; two steps before warm up."""
     model = make_model("tiny", 0, "quick")
+    train(model, samples, settings(2, 0), model.config.pad_token_id)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as found:
         train(model, samples, settings(steps, 0), model.config.pad_token_id)
     rows = found.key_averages()
