@@ -28,15 +28,17 @@ uv_options = $(foreach url,$(call pip_setting,index-url),--default-index $(url))
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
+# The environment is Python's own, or uv's where Python has no ensurepip. uv installs in a third of pip's time; what it
+# cannot do here, pip does. Bytecode is made at once: where PYTHONDONTWRITEBYTECODE is set, each start would make it anew.
 $(STAMP): settings.ini setup.py pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; install it, or name it: make PYTHON=/path/to/python3" >&2; exit 1; }
-	@if command -v uv >/dev/null; then \
-		set -ex; test -x $(BIN)/python || uv venv --quiet --python "$$(command -v $(PYTHON))" .venv; \
-		uv pip install --quiet --python $(BIN)/python $(uv_options) --editable '.[dev]'; \
-	else \
-		set -ex; test -x $(BIN)/python || $(PYTHON) -m venv .venv; \
-		$(BIN)/python -m pip install --quiet --editable '.[dev]'; \
-	fi
+	@test -x $(BIN)/python || { set -ex; \
+		if command -v uv >/dev/null && ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+			uv venv --quiet --python "$$(command -v $(PYTHON))" .venv; \
+		else $(PYTHON) -m venv .venv; fi; }
+	@{ command -v uv >/dev/null && ( set -x; \
+		uv pip install --quiet --compile-bytecode --python $(BIN)/python $(uv_options) --editable '.[dev]' ); } || ( set -x; \
+		$(BIN)/python -m pip install --quiet --editable '.[dev]' )
 	@touch $(STAMP)
 
 demo: $(STAMP)  ## the main job from raw file to exported model; about four minutes, results in runs/demo
@@ -90,8 +92,8 @@ bench-train: $(STAMP)  ## training against a bare loop, Trainer and SFTTrainer, 
 soak: $(STAMP)  ## training killed a hundred times at random moments and resumed; what differs is in runs/soak/report.json
 	OMP_NUM_THREADS=1 $(BIN)/python tests/benchmark/soak.py
 
-base: $(STAMP)  ## make the base model and its data again, from nothing; at most 90 minutes on two cores
-	cd data && ../$(BIN)/python -m make.files && ../$(BIN)/python -m make.pretrain
+base: $(STAMP)  ## make the base model, its data and its adapters again, from nothing; at most 90 minutes on two cores
+	cd data && ../$(BIN)/python -m make.files && ../$(BIN)/python -m make.pretrain && ../$(BIN)/python -m make.tuned
 
 clean:  ## remove .venv, caches, builds and runs/demo
 	rm -rf .venv build dist *.egg-info runs/demo .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -70,7 +70,7 @@ def ranks() -> str:
 def files() -> str:
     """Every file that the scripts make, with size and SHA-256."""
     rows = [["file", "bytes", "SHA-256"]]
-    for folder in ("base", "instructions", "text"):
+    for folder in ("adapters", "base", "instructions", "text"):
         for path in sorted((DATA / folder).rglob("*")):
             if path.is_file():
                 rows.append([f"`{path.relative_to(DATA)}`", f"{path.stat().st_size:,}", f"`{sha256(path)}`"])

@@ -47,3 +47,23 @@ def test_the_base_model_is_small_safe_and_stored_in_16_bits():
     assert not [path.name for path in files if path.suffix in {".bin", ".pt", ".pth", ".pkl"}]
     with safe_open(DATA / "base/model.safetensors", "pt") as weights:
         assert {weights.get_slice(name).get_dtype() for name in weights.keys()} <= {"BF16", "F16"}
+
+
+def test_the_adapters_of_the_lessons_are_of_this_base_and_the_longer_trained_one_is_better():
+    from finetune_lib.core import base_model, load_tokenizer, read_json
+    from finetune_lib.data.chat import tokenize_all
+    from finetune_lib.data.records import load_conversations
+    from finetune_lib.lora.adapter import load_adapter
+    from finetune_lib.qlora.loading import load_base
+    from finetune_lib.training.step import evaluation_loss
+
+    tokenizer = load_tokenizer(base_model())
+    samples, _ = tokenize_all(load_conversations(DATA / "instructions/validation.jsonl")[0][:100], tokenizer)
+    losses = [evaluation_loss(load_base(base_model()), samples, tokenizer.pad_token_id)]
+    for steps in (60, 120):
+        folder = DATA / "adapters" / f"{steps}-steps"
+        assert read_json(folder / "adapter_config.json")["base_model_name_or_path"] == "data/base"
+        assert read_json(folder / "training.json")["max_steps"] == steps
+        model = load_adapter(load_base(base_model()), folder)  # refuses one of another base: run make.tuned again
+        losses.append(evaluation_loss(model, samples, tokenizer.pad_token_id))
+    assert losses == sorted(losses, reverse=True), losses
