@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-JOBS ?= 2
+JOBS ?= 3
 DIR ?= .
 LAB ?=
 BIN := .venv/bin
