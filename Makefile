@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .SUFFIXES:
-JOBS ?= 3
+JOBS ?= 2
 DIR ?= .
 LAB ?=
 BIN := .venv/bin
