@@ -93,8 +93,16 @@ def page(tmp_path):
             viewport={"width": 960, "height": 900}, permissions=["clipboard-read", "clipboard-write"])
         context.set_default_timeout(PATIENCE)
         playwright.expect.set_options(timeout=PATIENCE)
-        yield context.pages[0]
+        page = context.pages[0]
+        page.add_locator_handler(page.locator("dialog.jp-Dialog"), put_away)
+        yield page
         context.close()
+
+
+def put_away(dialog) -> None:
+    """Say what a dialog of JupyterLab's asks, and go on without an answer: a slow start brings one up."""
+    sys.stderr.write(f"a dialog stood before the page: {dialog.inner_text()}\n")
+    dialog.press("Escape")
 
 
 class Notebook:
