@@ -1,4 +1,4 @@
-"""Train the two adapters that the lessons of evaluation begin with: `python -m make.tuned` from `data/`, half a minute.
+"""Train the two adapters that the lessons of evaluation begin with: `python -m make.tuned` from `data/`, a minute.
 
 One is still weak after 60 steps, so that there are mistakes to look at; the other has had 120, with long and short
 answers mixed in every batch. They belong to the base model, and are made again after it.

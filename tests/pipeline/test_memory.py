@@ -47,12 +47,13 @@ def long_samples(tmp_path, model_folder):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is held by Linux")
 def test_a_training_that_starves_ends_with_4_and_the_number_to_set(settings, long_samples):
-    overrides, one_thread = settings(*long_samples), {**os.environ, "OMP_NUM_THREADS": "1"}  # each thread takes some
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}  # each thread and arena takes some
+    overrides = settings(*long_samples)
     done = subprocess.run([sys.executable, "-c", STARVED, json.dumps(overrides), str(60 * 2**20)], text=True,
                           capture_output=True, env=one_thread)
     assert done.returncode == 4, done.stdout[-2000:] + done.stderr[-2000:]
     what, why, fix = done.stderr.splitlines()[-3:]
-    assert what == "error: train must fit into memory"  # why: torch says how much it was refused, Python does not
+    assert what == "error: train must fit into memory" and "bytes more were refused" in why
     needed, length = (int(number) for number in re.search(r"about (\d+) MiB .* samples of (\d+) tokens", why).groups())
     name, value, less = re.search(r"change (.*) → (\S+): about (\d+) MiB", fix).groups()
     assert name.split(", ")[-1].split()[0] in ("training.gradient_checkpointing", "data.max_length") and value

@@ -8,7 +8,7 @@ from finetune_lib.pipeline.stages import load_evaluation
 COMBINATIONS = [("llama", "lora", "own", "own"), ("qwen2", "qlora", "peft", "bitsandbytes"),
                 ("mistral", "qlora", "own", "own"), ("gpt2", "lora", "peft", "bitsandbytes"),
                 ("gpt2", "lora", "own", "own"), ("llama", "qlora", "own", "bitsandbytes"),
-                ("llama", "lora", "quick", "own")]
+                ("llama", "lora", "quick", "own"), ("gpt2", "lora", "quick", "own")]
 
 
 @pytest.mark.parametrize("family, method, lora, quantization", COMBINATIONS)
