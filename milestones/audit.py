@@ -1,5 +1,6 @@
 """The grader is measured: does it pass what is right, refuse what is wrong, and say why? `course audit` prints it."""
 
+import compileall
 import functools
 import importlib
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from py_compile import PycInvalidationMode
 from typing import Any
 
 from milestones.beside import points_of_checks
@@ -40,6 +42,7 @@ RIGHT_REASONS = 0.8  # share of the mistakes for which the likely reason must be
 LEAST_MISTAKES, LEAST_ALTERNATIVES = 90, 20  # in the whole course
 ALTERNATIVES_EACH = 4  # in each milestone
 LIMITS = Limits(seconds=30, start=90)
+WARM = ("peft", "matplotlib.pyplot")  # with torch and transformers: what most children need, and what takes seconds
 WORKERS = min(2, os.cpu_count() or 1)
 MEASURES = ("solution", "skeleton", "opening", "blanked", "mutants", "hints", "reasons", "alternatives", "tolerances")
 TAKEN = ("solution", "skeleton", "beginnings", "blanked", "mutants", "alternatives", "tolerances")
@@ -110,6 +113,7 @@ class Audit:
     def work(self, units: list[Unit], number: int) -> tuple[dict, list[tuple[int, str]], int, dict]:
         """One of the processes: its share of the units on a copy of its own; the counts and gaps that they gave."""
         self.folder = copy_course(self.folder, self.folder.parent / f"worker-{number}" / "course")
+        compile_library(self.folder)
         gaps = []
         for place in range(number, len(units), WORKERS):
             self.gaps = []
@@ -158,7 +162,7 @@ class Audit:
 
     def warm(self) -> None:
         """Import here what the solution imports from third parties, so that a child takes milliseconds."""
-        warm_up([])
+        warm_up(WARM)
         messages, ended = in_child(self.what_is_imported, LIMITS)
         if ended:
             self.gaps.append(f"the solution did not run through: {ended}")
@@ -167,12 +171,9 @@ class Audit:
     def what_is_imported(self, send: Callable[[dict[str, Any]], None]) -> None:
         before = set(sys.modules)
         use_library(self.folder)
-        run_checks(self.files(), self.engine(self.checks, 0), capture="fd")
+        run_checks(files_of(self.checks), self.engine(self.checks, 0), capture="fd")
         names = [name for name in sorted(set(sys.modules) - before) if third_party(name)]
         send({"modules": names})
-
-    def files(self) -> list[Path]:
-        return sorted({Path(check.file) for check in self.checks})
 
     def engine(self, checks: list[Check], seed: int, **options: Any) -> Engine:
         names = {check.name for check in checks}
@@ -337,7 +338,7 @@ class Audit:
         def listener(result: CheckResult) -> None:
             send({"check": result.check.name, "state": result.state, "changed": changes() > last[0]})
             last[0] = changes()
-        run_checks(self.files(), self.engine(checks, 0, listener=listener), capture="fd")
+        run_checks(files_of(checks), self.engine(checks, 0, listener=listener), capture="fd")
 
     def count(self, task: str, measure: str, right: bool, gap: str) -> None:
         if task in self.rows:
@@ -363,6 +364,15 @@ class Audit:
             "tolerances": {"total": tolerances, "rejected": rejected},
             "solution": {"checks": runs, "passed": right},
         }
+
+
+def compile_library(folder: Path) -> None:
+    """Bytecode for the library, so that no child has to; of a module that is changed the hash tells."""
+    compileall.compile_dir(folder / "finetune_lib", quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH)
+
+
+def files_of(checks: list[Check]) -> list[Path]:
+    return sorted({Path(check.file) for check in checks})
 
 
 def import_all(send: Callable[[dict[str, Any]], None], folder: Path) -> None:

@@ -1,14 +1,14 @@
 """Notebooks to modules, in a folder other than the one we stand in: what branches, grades and the audit are made of."""
 import contextlib
-import json
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from milestones.children import Limits, in_child
 from milestones.tasks import Task, blank, notebook_paths, read_notebook, set_source, write_notebook
 
-CALL = "from nbdev.doclinks import nbdev_export; nbdev_export.__wrapped__()"  # without its reading of the command line
+LIMITS = Limits(seconds=120, start=120)
 FILES = ("pyproject.toml", "settings.ini")
 
 
@@ -16,11 +16,25 @@ class ExportFailure(RuntimeError):
     """The notebooks of a folder could not be exported; the message says what nbdev said."""
 
 
-def export(folder: Path, seconds: float = 120) -> None:
-    """Run nbdev's export in `folder`, so that its finetune_lib is what its notebooks say."""
-    done = subprocess.run([sys.executable, "-c", CALL], cwd=folder, capture_output=True, text=True, timeout=seconds)
-    if done.returncode:
-        raise ExportFailure(f"the notebooks in {folder} could not be exported: {done.stderr.strip().splitlines()[-1]}")
+def export(folder: Path) -> None:
+    """Run nbdev's export in `folder`, so that its finetune_lib is what its notebooks say; nothing changes here."""
+    from nbdev.doclinks import nbdev_export
+
+    def work() -> dict[str, Any]:
+        with contextlib.chdir(folder):
+            nbdev_export.__wrapped__()  # without its reading of the command line
+        return {"exported": True}
+
+    apart(folder, work)
+
+
+def apart(folder: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `work` gives, from a forked child."""
+    messages, ended = in_child(lambda send: send(work()), LIMITS)
+    why = ended or messages[0].get("failure")
+    if why:
+        raise ExportFailure(f"the notebooks in {folder} could not be exported: {why}")
+    return messages[0]
 
 
 def export_one(folder: Path, notebook: str) -> None:
@@ -85,14 +99,5 @@ def export_each(folder: Path) -> dict[str, str]:
 
 
 def export_apart(folder: Path) -> dict[str, str]:
-    """The same in a process of its own, so that nothing of this one changes; returns what went wrong, by notebook."""
-    done = subprocess.run([sys.executable, "-m", "milestones.exporting", str(folder.resolve())],
-                          capture_output=True, text=True, cwd=Path(__file__).parents[1])
-    if done.returncode:
-        said = done.stderr.strip().splitlines()[-1]
-        raise ExportFailure(f"the notebooks in {folder} could not be exported: {said}")
-    return json.loads(done.stdout)
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(export_each(Path(sys.argv[1]))))
+    """The same in a forked child, so that nothing of this process changes; returns what went wrong, by notebook."""
+    return apart(folder, lambda: {"failures": export_each(folder)})["failures"]

@@ -4,9 +4,11 @@ The judge is pytest, this kit, and the functions of Python, numpy and torch that
 patched one is found wherever it was patched: on import, or when a graded function was called.
 """
 import builtins
+import importlib
 import sys
 import types
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 PACKAGES = ("milestones", "_pytest", "pluggy", "pytest")  # with their classes and submodules
@@ -22,6 +24,9 @@ class Seal:
     """Notes on what must stay as it is; `broken` names the first that did not, or is empty."""
 
     def __init__(self) -> None:
+        for name in MODULES:  # before the notes: torch changes inspect.getfile when it is imported
+            with suppress(ImportError):
+                importlib.import_module(name)
         self.modules = {name: module for name, module in list(sys.modules.items())
                         if module is not None and (name in MODULES or name.partition(".")[0] in PACKAGES)}
         self.spaces: list[tuple[str, Mapping[str, Any], dict[str, Kept], frozenset[str]]] = []

@@ -347,3 +347,10 @@ def test_what_does_not_hold_is_named():
     assert "other processes" in done.stdout
     assert ("number of processes" in done.stdout) == (os.geteuid() == 0)
 
+
+
+def test_what_a_part_of_the_course_imports_for_the_first_time_breaks_no_seal():
+    code = "from milestones.running import Seal; seal = Seal(); import torch, numpy, finetune_lib.data.batches; " \
+           "print(repr(seal.broken()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    assert done.stdout.strip() == "''", done.stdout + done.stderr
