@@ -51,9 +51,19 @@ def warm_up(names: Iterable[str]) -> None:
     for name in names:
         with suppress(Exception):
             importlib.import_module(name)
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)  # a pool of threads does not live through a fork
+    one_thread()
     gc.freeze()  # what is here now is not looked through again, so children share its memory
+
+
+def one_thread() -> None:
+    """Let torch compute in this thread alone, since a pool of threads does not live through a fork.
+
+    A child says it again before anything runs in it: what torch keeps of the parent's pool it makes anew where it is
+    first asked for, and two threads that ask at once, as when transformers loads a model, may find "Invalid thread
+    pool!" (torch 2.13).
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def in_child(
@@ -102,6 +112,7 @@ def become_child(work: Callable[[Send], None], writer: int, secret: bytes, limit
             size = psutil.Process().memory_info().vms + limits.memory
             resource.setrlimit(resource.RLIMIT_AS, (size, size))
         send = sender(writer, secret)
+        one_thread()
         try:
             work(send)
         except Exception as error:

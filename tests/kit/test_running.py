@@ -130,3 +130,15 @@ def test_a_child_that_is_stopped_says_what_it_had_started_and_nobody_else():
         _, ended = in_child(work, Limits(seconds=1, start=1))
         other.kill()
     assert ended == "it took more than 1 s and was stopped, with 2 processes that it had started"
+
+
+def test_a_child_computes_in_one_thread_and_makes_what_torch_keeps_of_them_before_anything_else_runs():
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        messages, ended = in_child(lambda send: send({"threads": torch.get_num_threads()}))
+    finally:
+        torch.set_num_threads(before)
+    assert (messages, ended) == ([{"threads": 1}], "")
