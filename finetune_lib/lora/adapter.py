@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['device_of', 'LoRALinear', 'freeze', 'Adapter', 'put_on', 'swap_biases', 'take_off', 'remove', 'own_adapter',
            'is_adapted', 'inject', 'disabled', 'adapter_state_dict', 'save_adapter', 'load_adapter', 'attach_lora',
-           'adapter_parameters', 'adapter_disabled', 'QuickLoRALinear', 'quicken']
+           'adapter_parameters', 'adapter_disabled']
 
 # %% ../../nbs/02_lora/01_adapter.ipynb #96074e79
 import math
@@ -286,7 +286,11 @@ def attach_lora(
     config = config or LoRAConfig()
     if backend in ("own", "quick"):
         adapted = inject(model, config)
-        return quicken(adapted) if backend == "quick" else adapted
+        if backend == "quick":
+            from finetune_lib.lora.quick import quicken
+
+            quicken(adapted)
+        return adapted
     if backend != "peft":
         raise ConfigError(f"backend must be own, quick or peft, got {backend!r}")
     if is_adapted(model):
@@ -332,26 +336,3 @@ def adapter_disabled(model: nn.Module) -> Iterator[nn.Module]:
         model.base_model.enable_adapter_layers()
         if biases:
             swap_biases(biases)
-
-# %% ../../nbs/02_lora/01_adapter.ipynb #bde7cd17
-class QuickLoRALinear(LoRALinear):
-    """A LoRALinear whose products stand in the order that is quickest on a CPU: the same numbers, but for rounding."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x (…, d_in) → (…, d_out), in the type that the base gives."""
-        result = self.base(x)
-        if not self.active:
-            return result
-        rows = self.dropout(x.to(self.lora_A.dtype)).reshape(-1, x.shape[-1])  # (N, d_in): N positions
-        low = F.linear(self.lora_A, rows)  # (r, N)
-        start = result.reshape(-1, result.shape[-1]).to(low.dtype)  # (N, d_out)
-        total = torch.addmm(start, low.T, self.lora_B.T.contiguous(), alpha=self.scaling)
-        return total.view(result.shape).to(result.dtype)
-
-
-def quicken(model: nn.Module) -> nn.Module:
-    """Let the model's adapter multiply in the quick order, from now on. Returns the model."""
-    for layer in own_adapter(model).layers.values():
-        if isinstance(layer, LoRALinear):
-            layer.__class__ = QuickLoRALinear  # same parts, another forward
-    return model

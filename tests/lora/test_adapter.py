@@ -12,7 +12,6 @@ from finetune_lib.core import ConfigError
 from finetune_lib.lora.adapter import (
     LoRAConfig,
     LoRALinear,
-    QuickLoRALinear,
     adapter_disabled,
     adapter_parameters,
     adapter_state_dict,
@@ -28,6 +27,7 @@ from finetune_lib.lora.adapter import (
     take_off,
 )
 from finetune_lib.lora.files import TrainedCopy, quiet_peft
+from finetune_lib.lora.quick import QuickLoRALinear
 
 
 def randomize(model, seed=1):
