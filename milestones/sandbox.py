@@ -33,7 +33,8 @@ AS_ROOT = (*WITH_PARENT, *NAMESPACES, "sh", "-euc")
 AS_USER = (*WITH_PARENT, "unshare", "--user", "--map-root-user", *NAMESPACES[1:], "sh", "-euc")
 NO_MORE = ("--no-new-privs", "--inh-caps=-all", "--bounding-set=-all")
 DROPPED = (*WITH_PARENT, f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", *NO_MORE)
-RENAMED = ("setpriv", *NO_MORE[:1], "unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")
+OF_ITS_OWN = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")
+RENAMED = ("setpriv", *NO_MORE[:1], *OF_ITS_OWN)
 
 
 def run_boxed(
@@ -53,7 +54,7 @@ def run_boxed(
     if os.geteuid() == 0 and box is not None:
         give_to_nobody([scratch, *writable])
     if boxed:
-        inside = f"exec {shlex.join(RENAMED if box is AS_USER else DROPPED)} {shlex.join(command)}"
+        inside = f"exec {shlex.join([*become_nobody(box), *command])}"
         command = [*box, script(scratch, readable, writable, hidden, space) + inside]
     elif box:
         command = [*box, *command]
@@ -75,10 +76,22 @@ def best_box() -> tuple[str, ...] | None:
         give_to_nobody([scratch] if root else [])
         look = shlex.join([sys.executable, "-P", "-c", "import json"])
         for box in ((AS_ROOT,) if root else ()) + (AS_USER,):
-            inside = f"exec {shlex.join(DROPPED if box is AS_ROOT else RENAMED)} {look}"
+            inside = f"exec {shlex.join(become_nobody(box))} {look}"
             if succeeds([*box, script(scratch, (), (), (), 2**20) + inside]):
                 return box
         return DROPPED if root and succeeds([*DROPPED, *shlex.split(look)]) else None
+
+
+@functools.cache
+def become_nobody(box: tuple[str, ...]) -> tuple[str, ...]:
+    """The words before a command in the box that make it nobody, if possible in a user namespace of its own.
+
+    The kernel counts processes by user and namespace: what is started in one box must not count in another.
+    """
+    if box is AS_USER:
+        return RENAMED
+    alone = (*DROPPED, *OF_ITS_OWN)
+    return alone if succeeds([*alone, "true"]) else DROPPED
 
 
 def succeeds(command: list[str]) -> bool:

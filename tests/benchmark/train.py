@@ -311,7 +311,7 @@ def main(words: list[str]) -> int:
     result = {**sizes(samples, options.steps, seeds, 1), "overhead": overhead(samples, 2 * options.steps, seeds),
               "profile": profile(samples), "padding_waste": waste(samples), "batch_size": BATCH, "rank": RANK,
               "seeds": list(seeds), "machine": machine(),
-              "two_threads": sizes(samples, max(4, options.steps // 2), seeds, 2),
+              "two_threads": sizes(samples, options.steps, seeds, 2),
               "cores": os.cpu_count(), "load_at_end": os.getloadavg()[0], "date": date.today().isoformat(),
               "versions": {name: version(name) for name in PACKAGES}}
     sys.stdout.write(json.dumps(result, indent=2) + "\n")

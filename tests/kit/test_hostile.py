@@ -6,10 +6,12 @@ cost the points. Acts on import have a milestone of their own each; all are grad
 import json
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,7 @@ from milestones.sandbox import AS_ROOT, AS_USER, best_box, run_boxed
 from milestones.seal import Seal
 from milestones.wrong import unsound
 
+ROOT = Path(__file__).parents[2]
 LIMITS = Limits(seconds=4, start=3, memory=2**30, processes=64, file=2**24, space=2**27)
 MARK = f"hostile-{uuid.uuid4().hex}"
 BOXED = sys.platform == "linux"
@@ -334,6 +337,22 @@ def test_a_checkout_inside_what_is_shown_is_hidden(boxed, tmp_path):
 def test_in_the_box_there_is_nobody_and_nothing_else(boxed):
     said = boxed("id -u; ls /proc | grep -c '^[0-9]'; ls -A .; cat /proc/net/dev | grep -c :").stdout.split()
     assert said[0] == "65534" and int(said[1]) <= 4 and said[2:] == ["1"]
+
+
+def test_processes_in_one_box_do_not_count_in_another(boxed, tmp_path):
+    (tmp_path / "shown").mkdir(mode=0o777)
+    crowd = (f"for i in $(seq 40); do sleep 60 & done; touch {tmp_path}/shown/full; "
+             f"while test -e {tmp_path}/shown/full; do sleep 0.05; done")
+    thread = f"from milestones.sandbox import limit_here; limit_here(8, 2**20); {FINE['a_thread_that_ends']}"
+    with ThreadPoolExecutor() as pool:
+        other = pool.submit(boxed, crowd, writable=[tmp_path / "shown"])
+        while not (tmp_path / "shown/full").exists() and not other.done():
+            pass
+        code = "import os; os.environ['OMP_NUM_THREADS'] = '1'; " + "; ".join(thread.splitlines())
+        done = boxed(f"PYTHONPATH={ROOT} {sys.executable} -c {shlex.quote(code)}", readable=[ROOT])
+        (tmp_path / "shown/full").unlink()
+    assert done.returncode == 0, done.stderr
+    assert other.result().returncode == 0
 
 
 def test_the_box_holds_as_much_as_its_scratch_may(boxed):
