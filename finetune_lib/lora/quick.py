@@ -60,7 +60,7 @@ def is_plain(base: nn.Module) -> bool:
     return (type(base) is nn.Linear and type(base.weight) is nn.Parameter and not base.weight.requires_grad
             and "forward" not in vars(base) and not any(hooks))
 
-
+# %% ../../nbs/02_lora/05_quick.ipynb #22dfd40b
 class QuickLoRALinear(LoRALinear):
     """A LoRALinear whose products stand in the order that is quickest on a CPU: the same numbers, but for rounding.
 
@@ -84,7 +84,7 @@ class QuickLoRALinear(LoRALinear):
         """Whether input, base and adapter are numbers of one type, and nobody casts them on the way."""
         return x.dtype == self.base.weight.dtype == self.lora_A.dtype and not torch.is_autocast_enabled(x.device.type)
 
-
+# %% ../../nbs/02_lora/05_quick.ipynb #9cca68eb
 def quicken(model: nn.Module) -> nn.Module:
     """Let the model's adapter multiply in the quick order, from now on. Returns the model."""
     for layer in own_adapter(model).layers.values():
