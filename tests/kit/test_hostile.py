@@ -343,13 +343,12 @@ def test_processes_in_one_box_do_not_count_in_another(boxed, tmp_path):
     (tmp_path / "shown").mkdir(mode=0o777)
     crowd = (f"for i in $(seq 40); do sleep 60 & done; touch {tmp_path}/shown/full; "
              f"while test -e {tmp_path}/shown/full; do sleep 0.05; done")
-    thread = f"from milestones.sandbox import limit_here; limit_here(8, 2**20); {FINE['a_thread_that_ends']}"
+    thread = f"from milestones.sandbox import limit_here; limit_here(8, 2**20)\n{FINE['a_thread_that_ends']}"
     with ThreadPoolExecutor() as pool:
         other = pool.submit(boxed, crowd, writable=[tmp_path / "shown"])
         while not (tmp_path / "shown/full").exists() and not other.done():
             pass
-        code = "import os; os.environ['OMP_NUM_THREADS'] = '1'; " + "; ".join(thread.splitlines())
-        done = boxed(f"PYTHONPATH={ROOT} {sys.executable} -c {shlex.quote(code)}", readable=[ROOT])
+        done = boxed(f"PYTHONPATH={ROOT} OMP_NUM_THREADS=1 {sys.executable} -c {shlex.quote(thread)}", readable=[ROOT])
         (tmp_path / "shown/full").unlink()
     assert done.returncode == 0, done.stderr
     assert other.result().returncode == 0
@@ -367,9 +366,8 @@ def test_what_does_not_hold_is_named():
     assert ("number of processes" in done.stdout) == (os.geteuid() == 0)
 
 
-
 def test_what_a_part_of_the_course_imports_for_the_first_time_breaks_no_seal():
     code = "from milestones.running import Seal; seal = Seal(); import torch, numpy, finetune_lib.data.batches; " \
            "print(repr(seal.broken()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "''", done.stdout + done.stderr
