@@ -14,9 +14,8 @@ import torch
 from torch.nn import functional as F
 
 from ..core import DataError, TrainingError
-from ..data.batches import collate
 from ..data.chat import TokenizedSample
-from ..training.step import evaluating
+from ..training.step import collate_on, evaluating
 
 # %% ../../nbs/05_evaluation/01_perplexity.ipynb #697d6577
 def token_nll(
@@ -53,10 +52,10 @@ def sample_nll(
     device, sums = next(model.parameters()).device, [(0.0, 0)] * len(samples)
     with evaluating(model):
         for batch in length_batches([len(sample.input_ids) for sample in samples], batch_size):
-            inputs = collate([samples[index] for index in batch], pad_token_id)
+            inputs = collate_on(device, [samples[index] for index in batch], pad_token_id)
             labels = inputs.pop("labels")
-            logits = model(**{key: value.to(device) for key, value in inputs.items()}, use_cache=False).logits
-            nll = token_nll(logits, labels.to(device)).double().sum(1).tolist()
+            logits = model(**inputs, use_cache=False).logits
+            nll = token_nll(logits, labels).double().sum(1).tolist()
             for index, value, count in zip(batch, nll, (labels[:, 1:] != -100).sum(1).tolist(), strict=True):
                 sums[index] = (finite(value, samples[index]), count)
     return sums

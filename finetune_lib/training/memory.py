@@ -22,11 +22,10 @@ import psutil
 import torch
 
 from ..core import ResourceError, is_out_of_memory
-from ..data.batches import collate
 from ..qlora.memory import estimate_memory
 from .curves import append_record, note
 from .schedule import count_targets
-from .step import accumulate, random_state, set_random_state, to_device
+from .step import accumulate, collate_on, random_state, set_random_state
 
 if TYPE_CHECKING:
     from finetune_lib.training.loop import Run
@@ -188,7 +187,7 @@ def try_longest(
 
     def _work() -> None:
         parts = [part[run.accelerator.process_index::share] or part[:1] for part in split(longest, run.pieces)]
-        batches = [to_device(collate(part, run.pad_token_id), run.accelerator.device) for part in parts]
+        batches = [collate_on(run.accelerator.device, part, run.pad_token_id) for part in parts]
         accumulate(run.wrapped, batches, sum(count_targets(sample.labels) for sample in longest),
                    run.accelerator.backward, run.loss_function)
 

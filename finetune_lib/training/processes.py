@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..core import ResourceError
-from ..data.batches import collate
 from .schedule import IGNORED, count_targets
-from .step import random_state, set_random_state, to_device, whole_tensor
+from .step import collate_on, random_state, set_random_state, whole_tensor
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -94,7 +93,7 @@ def ready(
 ) -> dict[str, torch.Tensor]:
     """This process's part of the micro-batch, padded, on the device; without one, a sample with nothing to predict."""
     mine = samples[run.accelerator.process_index::run.accelerator.num_processes]
-    batch = to_device(collate(mine or samples[:1], run.pad_token_id), run.accelerator.device)
+    batch = collate_on(run.accelerator.device, mine or samples[:1], run.pad_token_id)
     return batch if mine else {**batch, "labels": torch.full_like(batch["labels"], IGNORED)}
 
 # %% ../../nbs/04_training/09_processes.ipynb #5bf6aeaf

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['only_rows', 'needed_mask', 'target_loss', 'accumulate', 'Decision', 'StepOutcome', 'train_step', 'trainable',
-           'whole_tensor', 'gather', 'to_device', 'random_state', 'set_random_state', 'evaluating', 'evaluation_loss',
+           'whole_tensor', 'gather', 'collate_on', 'random_state', 'set_random_state', 'evaluating', 'evaluation_loss',
            'neftune', 'precision', 'checkpoint_activations', 'check_rate', 'shard_on_cpus', 'prepared']
 
 # %% ../../nbs/04_training/02_step.ipynb #a33a4d60
@@ -162,12 +162,14 @@ def gather(
         numbers = accelerator.reduce(numbers, "mean")
     return numbers.tolist()
 
-
-def to_device(
-    batch: dict[str, torch.Tensor],
+# %% ../../nbs/04_training/02_step.ipynb #168c9587
+def collate_on(
     device: torch.device,
+    samples: Sequence["TokenizedSample"],
+    pad_token_id: int,
 ) -> dict[str, torch.Tensor]:
-    """The batch on the device."""
+    """The samples as a batch on the device: on a CPU as wide as the longest, elsewhere a multiple of 8."""
+    batch = collate(samples, pad_token_id, pad_to_multiple_of=1 if device.type == "cpu" else 8)
     return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
 
 # %% ../../nbs/04_training/02_step.ipynb #d198a1b7
@@ -228,8 +230,8 @@ def evaluation_loss(
     total = 0.0
     with evaluating(model):
         for start in range(0, len(order), batch_size):
-            batch = collate([samples[row] for row in order[start:start + batch_size]], pad_token_id)
-            total += loss_function(model, to_device(batch, device)).item()
+            batch = collate_on(device, [samples[row] for row in order[start:start + batch_size]], pad_token_id)
+            total += loss_function(model, batch).item()
     return total / sum(count_targets(sample.labels) for sample in samples)
 
 # %% ../../nbs/04_training/02_step.ipynb #7fa99808

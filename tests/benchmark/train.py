@@ -38,14 +38,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, PrinterCallback, Trai
 from trl import SFTConfig, SFTTrainer
 
 from finetune_lib.core import base_model, data_folder, load_tokenizer, machine, seed_everything
-from finetune_lib.data.batches import collate, padding_waste
+from finetune_lib.data.batches import padding_waste
 from finetune_lib.data.chat import tokenize_all
 from finetune_lib.data.packing import pack
 from finetune_lib.data.records import load_conversations
 from finetune_lib.lora.adapter import LoRAConfig, attach_lora, load_adapter, remove, save_adapter
 from finetune_lib.training.loop import train
 from finetune_lib.training.schedule import TrainingConfig, Windows
-from finetune_lib.training.step import evaluation_loss
+from finetune_lib.training.step import collate_on, evaluation_loss
 
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate")
 SIZES = {"tiny": {}, "eight_times": {"hidden_size": 384, "intermediate_size": 1296, "num_attention_heads": 12,
@@ -180,7 +180,7 @@ def measure(way: str, mode: str, size: str, samples: list, steps: int, seed: int
     model = make_model(size, seed, LAYERS.get(way, "peft"))
     windows = Windows(samples, BATCH, 1, seed)
     parts = [windows.at(step)[0] for step in range(steps)]
-    batches = [collate(part, model.config.pad_token_id) for part in parts]
+    batches = [collate_on(model.device, part, model.config.pad_token_id) for part in parts]
     real, marks = [sum(len(sample.input_ids) for sample in part) for part in parts], []
     first_done = lambda: marks.append(clocks())  # noqa: E731
     if way in LOOPS:

@@ -19,6 +19,7 @@ from finetune_lib.training.curves import (
     read_records,
 )
 from finetune_lib.training.loop import TrainingConfig, train
+from finetune_lib.training.step import evaluation_loss
 
 SETTINGS = dict(learning_rate=3e-3, per_device_train_batch_size=4, max_steps=12, warmup_steps=2)
 
@@ -65,6 +66,25 @@ def test_the_loop_takes_the_steps_that_a_plain_loop_takes(model, samples):
         optimizer.step()
     assert max(abs(record.loss - loss) for record, loss in zip(result.history, losses, strict=True)) <= 1e-6
     assert max((a - b).abs().max() for a, b in zip(ours.parameters(), plain.parameters(), strict=True)) <= 1e-6
+
+
+def test_on_a_cpu_no_column_is_padding_alone(model, samples):
+    from finetune_lib.evaluation.perplexity import perplexity
+    from finetune_lib.training.schedule import Windows
+
+    tiny, data, config, seen = model(), samples(22), TrainingConfig(**SETTINGS), []
+    tiny.register_forward_pre_hook(lambda module, args, named: seen.append(tuple(named["input_ids"].shape)),
+                                   with_kwargs=True)
+    train(tiny, data, config, 0)
+    windows = Windows(data, 4, 1, config.seed)
+    parts = [part for step in range(12) for part in windows.at(step)]
+    shape = lambda part: (len(part), max(len(sample.input_ids) for sample in part))  # noqa: E731
+    assert seen == [shape(sorted(data, key=lambda sample: len(sample.input_ids))[-4:]), *map(shape, parts)]
+    assert any(width % 8 for _, width in seen)
+    for measure in (evaluation_loss, perplexity):
+        seen.clear()
+        measure(tiny, data, 0, 1)
+        assert sorted(seen) == sorted(shape([sample]) for sample in data)
 
 
 @pytest.mark.parametrize("backend", ["own", "peft"])

@@ -12,6 +12,7 @@ from finetune_lib.training.schedule import TrainingConfig, count_targets, make_o
 from finetune_lib.training.step import (
     Decision,
     accumulate,
+    collate_on,
     evaluating,
     evaluation_loss,
     needed_mask,
@@ -107,6 +108,20 @@ def test_padding_and_prompt_have_no_part_in_the_loss(model, samples):
     batch["labels"][0] = -100
     rest = sum(target_loss(tiny, collate([sample], 0)).item() for sample in data[1:])
     assert target_loss(tiny, batch).item() == pytest.approx(rest, rel=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(count=st.integers(1, 9), seed=st.integers(0, 99))
+def test_a_batch_is_as_wide_as_its_device_likes(samples, count, seed):
+    data = samples(count, seed)
+    longest = max(len(sample.input_ids) for sample in data)
+    narrow = collate_on(torch.device("cpu"), data, 0)
+    assert {tensor.shape for tensor in narrow.values()} == {(count, longest)}
+    tiles = collate_on(torch.device("meta"), data, 0)  # any device but a CPU; this one needs no hardware
+    assert {tensor.shape for tensor in tiles.values()} == {(count, -(-longest // 8) * 8)}
+    assert {tensor.device.type for tensor in tiles.values()} == {"meta"}
+    wide = collate(data, 0)
+    assert all(torch.equal(narrow[name], wide[name][:, :longest]) for name in wide)
 
 
 def test_the_norm_is_recorded_before_clipping_and_the_gradient_is_clipped(model, samples):
