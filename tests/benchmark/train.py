@@ -11,8 +11,9 @@ packed. Trainer's and SFTTrainer's own defaults stand beside. A turn runs all of
 one after another, so that a busy machine slows all; ratios are taken in each turn and their median counts. Beside them
 stands the ratio of processor time, which others on the machine change less. Only real tokens count, never padding, and
 for everyone the clock starts when the first step is done: what comes before (ours tries the longest batch there) stands
-beside it as `start_seconds`. `final_loss` is that of 64 samples held out, measured in one way for all. All of it on one
-thread, then shorter on two. `--keep` stores the result in tests/benchmark/results as well; nothing passes or fails.
+beside it as `start_seconds`. `final_loss` is that of 64 samples held out, measured in one way for all; where batches
+differ, it does too. All of it on one thread, then on two. `--keep` stores the result in tests/benchmark/results as
+well; nothing passes or fails.
 """
 import argparse
 import ctypes
@@ -229,8 +230,8 @@ def summary(turns: list[dict[str, dict]]) -> dict:
 def sizes(samples: list, steps: int, seeds: range, threads: int) -> dict[str, dict]:
     """Both sizes on so many threads; the larger one with a quarter of the steps."""
     torch.set_num_threads(threads)
-    modes, defaults = ("identical_batches", "best_batching"), ("defaults",) if threads == 1 else ()
-    return {"tiny": compare("tiny", modes + defaults, samples, steps, seeds),
+    modes = ("identical_batches", "best_batching")
+    return {"tiny": compare("tiny", (*modes, "defaults"), samples, steps, seeds),
             "eight_times": compare("eight_times", modes, samples, max(4, steps // 4), seeds)}
 
 
