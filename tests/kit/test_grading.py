@@ -2,6 +2,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import jsonschema
 import pytest
@@ -58,6 +60,17 @@ def checks_graded(folder, choice="", **options):
 def assert_known(report):
     jsonschema.validate(json.loads(json.dumps(report)), SCHEMA, jsonschema.Draft202012Validator,
                         format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+
+
+@pytest.mark.parametrize("milestone", "12345")
+def test_each_milestone_solved_gets_all_points_in_fresh_processes(tmp_path, milestone):
+    asked = [sys.executable, "-m", "milestones", "grade", milestone, "--only-checks", "--json",
+             str(tmp_path / "grade.json")]
+    done = subprocess.run(asked, cwd=KIT.parent, capture_output=True, text=True, check=False)
+    report = json.loads((tmp_path / "grade.json").read_text(encoding="utf-8"))
+    assert_known(report)
+    assert report["points"] == report["max_points"] >= 80 and not report["trouble"], done.stdout
+    assert done.returncode == 0
 
 
 def states(report):

@@ -371,3 +371,12 @@ def test_what_a_part_of_the_course_imports_for_the_first_time_breaks_no_seal():
            "print(repr(seal.broken()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "''", done.stdout + done.stderr
+
+
+def test_what_a_check_imports_for_the_first_time_breaks_no_seal():
+    code = "from milestones.running import Seal; seal = Seal(); import peft, accelerate; " \
+           "from transformers import LlamaConfig, LlamaForCausalLM; " \
+           "LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, " \
+           "num_attention_heads=2)); print(repr(seal.broken()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "''", done.stdout + done.stderr
