@@ -60,7 +60,10 @@ def test_it_is_a_kernel_of_its_own_in_which_only_others_packages_are_imported(fo
 def test_it_is_interrupted_and_started_again_and_its_end_is_told(forked):
     manager, client = forked[0]
     said(client, "before = 1")
-    waiting = client.execute("import threading; print('begun', flush=True); threading.Event().wait(60)")
+    waiting = client.execute("""
+import threading
+threading.Thread(target=print, args=["begun"], kwargs={"flush": True}).start()  # an interrupt amid a print may lose it
+threading.Event().wait(60)""")
     while client.get_iopub_msg(timeout=60)["content"].get("text") != "begun\n":
         continue
     manager.interrupt_kernel()
