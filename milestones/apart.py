@@ -22,6 +22,7 @@ from milestones.exporting import FILES, export_one
 from milestones.listed import AUTHORS_FILES
 from milestones.running import Guard, Limits, in_child, run_in_folder, warm_up
 from milestones.sandbox import CHECKOUT, limit_here, run_boxed
+from milestones.seal import NEEDED
 from milestones.tasks import Task, notebook_paths
 
 WHOLE = 1800.0  # seconds for a whole run: the limits of the single checks end it long before
@@ -176,7 +177,7 @@ def run_checks_apart(request: dict[str, Any], say: Say, alone: bool) -> None:
     tasks = [Task(**{**task, "targets": tuple(task["targets"])}) for task in request["tasks"]]
     checks = [Check(**check) for check in request["checks"]]
     import_checks(sorted({Path(check.file) for check in checks}))
-    warm_up([])
+    warm_up(NEEDED)
     hidden = tuple(Path(folder) / name for folder in request["hidden"] for name in CHECKOUT)
     scratch = Path(request["scratch"])
     guard = Guard((scratch,), scratch, hidden, alone)

@@ -16,6 +16,7 @@ MODULES = ("builtins", "functools", "inspect", "json", "json.encoder", "math", "
            "numpy", "numpy.linalg", "numpy.random", "numpy.testing", "numpy._core.fromnumeric", "numpy._core.numeric",
            "torch", "torch.functional", "torch.linalg", "torch.nn.functional", "torch.testing")
 CHANGE_TORCH = ("torch._dynamo",)  # puts a torch.manual_seed of its own there; some transformers import it with a model
+NEEDED = (*MODULES, *CHANGE_TORCH)  # seconds to import: to be there before a child is forked
 SET_BY_RUNS = ("_reprcompare", "_assertion_pass")  # pytest sets them for each run, and only to word a failure
 CLASSES = (("torch", "Tensor"),)
 Kept = tuple[Any, types.FunctionType | None, Any, Any, Any]
@@ -25,7 +26,7 @@ class Seal:
     """Notes on what must stay as it is; `broken` names the first that did not, or is empty."""
 
     def __init__(self) -> None:
-        for name in (*MODULES, *CHANGE_TORCH):  # before the notes: torch changes inspect.getfile when it is imported
+        for name in NEEDED:  # before the notes: torch changes inspect.getfile when it is imported
             with suppress(ImportError):
                 importlib.import_module(name)
         self.modules = {name: module for name, module in list(sys.modules.items())

@@ -380,3 +380,12 @@ def test_what_a_check_imports_for_the_first_time_breaks_no_seal():
            "num_attention_heads=2)); print(repr(seal.broken()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.stdout.strip() == "''", done.stdout + done.stderr
+
+
+def test_what_the_seal_needs_is_imported_before_a_child_is_forked():
+    """A child that imported it would spend the time that a learner's module has for its own import."""
+    code = "import sys; from milestones.apart import run_checks_apart; from milestones.seal import NEEDED; " \
+           "run_checks_apart({'tasks': [], 'checks': [], 'hidden': [], 'scratch': '.'}, print, False); " \
+           "print([name for name in NEEDED if name not in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
