@@ -2075,6 +2075,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'finetune_lib/training/step.py'),
                                             'finetune_lib.training.step.gather': ( '04_training/step.html#gather',
                                                                                    'finetune_lib/training/step.py'),
+                                            'finetune_lib.training.step.last_mlp': ( '04_training/step.html#last_mlp',
+                                                                                     'finetune_lib/training/step.py'),
                                             'finetune_lib.training.step.needed_mask': ( '04_training/step.html#needed_mask',
                                                                                         'finetune_lib/training/step.py'),
                                             'finetune_lib.training.step.neftune': ( '04_training/step.html#neftune',

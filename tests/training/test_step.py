@@ -10,13 +10,17 @@ from hypothesis import strategies as st
 from finetune_lib.data.batches import collate
 from finetune_lib.training.schedule import TrainingConfig, count_targets, make_optimizer, parameter_groups
 from finetune_lib.training.step import (
+    ENDS_WITH_MLP,
     Decision,
     accumulate,
+    checkpoint_activations,
     collate_on,
     evaluating,
     evaluation_loss,
+    last_mlp,
     needed_mask,
     neftune,
+    only_rows,
     prepared,
     random_state,
     set_random_state,
@@ -72,6 +76,81 @@ def test_loss_and_gradients_are_the_same_without_the_mask_of_right_ends(family, 
     without = gradients(tiny, [data], targets_of)
     monkeypatch.setattr("finetune_lib.training.step.needed_mask", lambda mask: mask)
     assert (gradients(tiny, [data], targets_of) - without).abs().max() <= 1e-6
+
+
+WITH_MLP = {"intermediate_size": 48, "num_key_value_heads": 2}
+ENDING_WITH_MLP = {  # by the name of the layer's class
+    "Gemma": ("gemma", {"head_dim": 8}), "Gemma2": ("gemma2", {"head_dim": 8}),
+    "Gemma3": ("gemma3_text", {"head_dim": 8}), "Granite": ("granite", {"residual_multiplier": 0.5}),
+    "Llama": ("llama", {}), "Mistral": ("mistral", {}), "Olmo2": ("olmo2", {}),
+    "Phi3": ("phi3", {"resid_pdrop": 0.0, "bos_token_id": 1, "eos_token_id": 2}),
+    "Qwen2": ("qwen2", {}), "Qwen3": ("qwen3", {"head_dim": 8}), "SmolLM3": ("smollm3", {}),
+}
+
+
+def seen_by(module, action):
+    """What `action` gives, and the shapes of what the module was called with in it."""
+    shapes = []
+    hook = module.register_forward_pre_hook(lambda module, inputs: shapes.append(tuple(inputs[0].shape)))
+    try:
+        return action(), shapes
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", ENDS_WITH_MLP)
+def test_the_last_mlp_at_targets_alone_gives_the_same_loss_and_gradients(name, samples, monkeypatch):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    family, more = ENDING_WITH_MLP[name.removesuffix("DecoderLayer")]
+    tiny = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **WITH_MLP, **more))
+    data = samples(6)
+    mlp = tiny.get_decoder().layers[-1].mlp
+    alone, seen = seen_by(mlp.down_proj, lambda: gradients(tiny, [data], targets_of))
+    assert last_mlp(tiny) is mlp
+    assert seen == [(targets_of(data), 48)]
+    tiny.zero_grad()
+    batch = collate(data, 0)
+    (tiny(**batch, num_items_in_batch=torch.tensor(targets_of(data))).loss).backward()
+    whole = torch.cat([parameter.grad.flatten() for parameter in tiny.parameters()])
+    assert (alone - whole).abs().max() <= 1e-6
+    assert not (mlp._forward_hooks or mlp._forward_pre_hooks)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
+def test_a_model_that_may_end_otherwise_computes_its_last_layer_whole(family, samples):
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tiny = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **SMALL, **FAMILIES[family]))
+    assert last_mlp(tiny) is None
+    ids = collate(samples(2), 0)["input_ids"]
+    whole = tiny(ids).logits
+    with only_rows(tiny, torch.tensor([3, 5])):
+        assert torch.allclose(tiny(ids).logits, whole.flatten(0, 1)[[3, 5]], atol=1e-6)
+
+
+def test_a_last_layer_that_is_computed_twice_is_computed_whole(model, samples):
+    tiny, data = model(), samples(4)
+    without = gradients(tiny, [data], targets_of)
+    checkpoint_activations(tiny.train(), True)
+    assert last_mlp(tiny) is None
+    assert (gradients(tiny, [data], targets_of) - without).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize("backend", ["own", "quick", "peft"])
+def test_without_a_target_the_loss_is_nothing_and_so_are_the_gradients(model, samples, backend):
+    from finetune_lib.lora.adapter import LoRAConfig, attach_lora
+    from finetune_lib.lora.quick import quicken
+
+    tiny = attach_lora(model(), LoRAConfig(r=2, lora_dropout=0.0), backend="peft" if backend == "peft" else "own")
+    tiny = quicken(tiny) if backend == "quick" else tiny
+    batch = collate(samples(3), 0)
+    loss = target_loss(tiny, {**batch, "labels": torch.full_like(batch["labels"], -100)})
+    loss.backward()
+    found = [parameter.grad for parameter in tiny.parameters() if parameter.requires_grad]
+    assert loss.item() == 0
+    assert found and all(gradient is not None and not gradient.any() for gradient in found)
 
 
 @pytest.mark.parametrize("mask", [
