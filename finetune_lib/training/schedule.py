@@ -234,7 +234,7 @@ class BatchSettings(BaseModel):
     warmup_steps: float = Field(0.0, ge=0)  # below 1 a share of the run, from 1 on steps
     replay_weight: float = Field(0.3, ge=0)  # weight of the replay loss, where replay samples are given
     seed: int = Field(42, ge=0)  # order of the data, dropout, noise
-    group_by_length: bool = True  # samples of like length in one batch: less padding
+    group_by_length: bool = True  # like lengths in one batch: less padding; False where length tells the kind of sample
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU that has it, no on a CPU
     gradient_checkpointing: bool = False  # keep fewer activations, compute them twice
     torch_compile: bool = False

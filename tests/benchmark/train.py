@@ -12,8 +12,9 @@ one after another, so that a busy machine slows all; ratios are taken in each tu
 stands the ratio of processor time, which others on the machine change less. Only real tokens count, never padding, and
 for everyone the clock starts when the first step is done: what comes before (ours tries the longest batch there) stands
 beside it as `start_seconds`. `final_loss` is that of 64 samples held out, measured in one way for all; where batches
-differ, it does too. All of it on one thread, then on two. `--keep` stores the result in tests/benchmark/results as
-well; nothing passes or fails.
+differ, it does too: in these samples the length tells the kind of instruction, and batches of one kind each, as
+grouping makes them, teach less in so few steps (nbs/04_training/06_loop shows it). All of it on one thread, then on
+two. `--keep` stores the result in tests/benchmark/results as well; nothing passes or fails.
 """
 import argparse
 import ctypes
