@@ -15,8 +15,7 @@ PACKAGES = ("milestones", "_pytest", "pluggy", "pytest")  # with their classes a
 MODULES = ("builtins", "functools", "inspect", "json", "json.encoder", "math", "operator", "os", "random",
            "numpy", "numpy.linalg", "numpy.random", "numpy.testing", "numpy._core.fromnumeric", "numpy._core.numeric",
            "torch", "torch.functional", "torch.linalg", "torch.nn.functional", "torch.testing")
-CHANGE_TORCH = ("torch._dynamo",)  # puts a torch.manual_seed of its own there; some transformers import it with a model
-NEEDED = (*MODULES, *CHANGE_TORCH)  # seconds to import: to be there before a child is forked
+NEEDED = (*MODULES, "torch._dynamo")  # before the notes; the last puts a torch.manual_seed of its own in place, late
 SET_BY_RUNS = ("_reprcompare", "_assertion_pass")  # pytest sets them for each run, and only to word a failure
 CLASSES = (("torch", "Tensor"),)
 Kept = tuple[Any, types.FunctionType | None, Any, Any, Any]

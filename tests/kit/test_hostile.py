@@ -366,20 +366,21 @@ def test_what_does_not_hold_is_named():
     assert ("number of processes" in done.stdout) == (os.geteuid() == 0)
 
 
-def test_what_a_part_of_the_course_imports_for_the_first_time_breaks_no_seal():
-    code = "from milestones.running import Seal; seal = Seal(); import torch, numpy, finetune_lib.data.batches; " \
-           "print(repr(seal.broken()))"
+def said_by(code: str) -> str:
+    """What a fresh process prints; a warm one has imported too much to show what an import changes."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "''", done.stdout + done.stderr
+    return done.stdout.strip() or done.stderr
 
 
-def test_what_a_check_imports_for_the_first_time_breaks_no_seal():
-    code = "from milestones.running import Seal; seal = Seal(); import peft, accelerate; " \
-           "from transformers import LlamaConfig, LlamaForCausalLM; " \
-           "LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, " \
-           "num_attention_heads=2)); print(repr(seal.broken()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "''", done.stdout + done.stderr
+@pytest.mark.parametrize("late", [
+    "import torch, numpy, finetune_lib.data.batches",  # a part of the course
+    "import peft, accelerate; from transformers import LlamaConfig, LlamaForCausalLM; "  # a check that makes a model
+    "LlamaForCausalLM(LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, "
+    "num_attention_heads=2))",
+])
+def test_what_is_imported_for_the_first_time_breaks_no_seal(late):
+    code = f"from milestones.running import Seal; seal = Seal(); {late}; print(repr(seal.broken()))"
+    assert said_by(code) == "''"
 
 
 def test_what_the_seal_needs_is_imported_before_a_child_is_forked():
@@ -387,5 +388,4 @@ def test_what_the_seal_needs_is_imported_before_a_child_is_forked():
     code = "import sys; from milestones.apart import run_checks_apart; from milestones.seal import NEEDED; " \
            "run_checks_apart({'tasks': [], 'checks': [], 'hidden': [], 'scratch': '.'}, print, False); " \
            "print([name for name in NEEDED if name not in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert said_by(code) == "[]"

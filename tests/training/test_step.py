@@ -55,10 +55,11 @@ def test_a_window_equals_the_large_batch_whatever_its_parts(model, samples, coun
 
 
 SMALL = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+WITH_MLP = {"intermediate_size": 48, "num_key_value_heads": 2}
 FAMILIES = {
-    "llama": {"intermediate_size": 48, "num_key_value_heads": 2},
-    "mistral": {"intermediate_size": 48, "num_key_value_heads": 2, "sliding_window": 8},
-    "qwen2": {"intermediate_size": 48, "num_key_value_heads": 2},
+    "llama": WITH_MLP,
+    "mistral": {**WITH_MLP, "sliding_window": 8},
+    "qwen2": WITH_MLP,
     "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
     "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "bos_token_id": 1, "eos_token_id": 2},
 }
@@ -78,7 +79,6 @@ def test_loss_and_gradients_are_the_same_without_the_mask_of_right_ends(family, 
     assert (gradients(tiny, [data], targets_of) - without).abs().max() <= 1e-6
 
 
-WITH_MLP = {"intermediate_size": 48, "num_key_value_heads": 2}
 ENDING_WITH_MLP = {  # by the name of the layer's class
     "Gemma": ("gemma", {"head_dim": 8}), "Gemma2": ("gemma2", {"head_dim": 8}),
     "Gemma3": ("gemma3_text", {"head_dim": 8}), "Granite": ("granite", {"residual_multiplier": 0.5}),
@@ -99,7 +99,7 @@ def seen_by(module, action):
 
 
 @pytest.mark.parametrize("name", ENDS_WITH_MLP)
-def test_the_last_mlp_at_targets_alone_gives_the_same_loss_and_gradients(name, samples, monkeypatch):
+def test_the_last_mlp_at_targets_alone_gives_the_same_loss_and_gradients(name, samples):
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -112,7 +112,9 @@ def test_the_last_mlp_at_targets_alone_gives_the_same_loss_and_gradients(name, s
     assert seen == [(targets_of(data), 48)]
     tiny.zero_grad()
     batch = collate(data, 0)
-    (tiny(**batch, num_items_in_batch=torch.tensor(targets_of(data))).loss).backward()
+    theirs = tiny(**batch, num_items_in_batch=torch.tensor(targets_of(data))).loss
+    assert target_loss(tiny, batch).item() / targets_of(data) == pytest.approx(theirs.item(), rel=1e-6)
+    theirs.backward()
     whole = torch.cat([parameter.grad.flatten() for parameter in tiny.parameters()])
     assert (alone - whole).abs().max() <= 1e-6
     assert not (mlp._forward_hooks or mlp._forward_pre_hooks)
